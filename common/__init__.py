@@ -1,0 +1,1 @@
+"""What every part may use: the user's error and careful file handling."""

@@ -1,0 +1,127 @@
+"""Reading with clear refusals, writing so that a crash never leaves half a file."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from common.errors import InputError
+
+
+def read_bytes(path):
+    """Return the bytes of `path`; InputError when it is missing, a folder or unreadable."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: this is a folder, and a file is expected here")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_text(path):
+    """Return the text of a UTF-8 file, without a byte order mark; line ends are kept as they are.
+
+    Offsets of answers count the characters of the file's own strings, so nothing else is touched.
+    """
+    data = read_bytes(path)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: not UTF-8 (byte {error.start} is 0x{data[error.start]:02x}); "
+            f"convert it first, for example with: iconv -t UTF-8"
+        ) from None
+
+
+def parse_json(text, source):
+    """Return the value that `text` (read from `source`) holds; strict: NaN and Infinity are refused."""
+
+    def refuse_constant(name):
+        raise InputError(f"{source}: holds {name}, which is not JSON; write a number or null instead")
+
+    try:
+        return json.loads(text, parse_constant=refuse_constant)
+    except json.JSONDecodeError as error:
+        if not text.strip():
+            raise InputError(f"{source}: the file is empty, and JSON is expected") from None
+        at_end = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+        hint = "; the file looks truncated" if at_end else ""
+        raise InputError(
+            f"{source}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}{hint}"
+        ) from None
+    except InputError:
+        raise
+    except ValueError as error:  # an integer of thousands of digits
+        raise InputError(f"{source}: holds a number that cannot be read ({error})") from None
+    except RecursionError:
+        raise InputError(f"{source}: JSON nested too deeply to be a data set") from None
+
+
+def read_json(path):
+    """Return the value a JSON file holds; InputError names the place of a fault."""
+    return parse_json(read_text(path), path)
+
+
+def sync_folder(path):
+    """Ask the disk to remember the names in a folder (POSIX only; elsewhere there is no such call)."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_atomic(path, data):
+    """Write text or bytes under a temporary name beside `path`, then rename: all or nothing."""
+    path = Path(path)
+    data = data.encode("utf-8") if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    sync_folder(path.parent)
+
+
+def write_json(path, value):
+    """Write `value` as indented UTF-8 JSON, letters unescaped, all or nothing."""
+    write_atomic(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def write_folder(path, fill):
+    """Make the folder `path` whole or not at all: `fill(temporary)` writes it, a rename shows it.
+
+    An older folder of that name is moved aside first and removed last, so that at each moment
+    either the old or the new one can be found.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.partial")
+    aside = path.with_name(f".{path.name}.old")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb+") as handle:
+                    os.fsync(handle.fileno())
+        sync_folder(temporary)
+        shutil.rmtree(aside, ignore_errors=True)
+        if path.exists():
+            os.rename(path, aside)
+        os.rename(temporary, path)
+        sync_folder(path.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -1,0 +1,80 @@
+"""python -m data FILE… — lint data set files; with --repair OUT, write a mended copy of one."""
+
+import argparse
+import json
+import os
+import sys
+
+from common.errors import InputError
+from data.lint import lint, render, to_json
+from data.repair import repair_file
+
+EPILOG = """exit code: 0 when clean, 1 when there are findings (with --repair: findings left in OUT),
+2 when a file cannot be used"""
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m data",
+        description="Say what question answering files hold and what is wrong with them. Contexts shared "
+        "between the files are found, so give train and dev files together.",
+        epilog=EPILOG,
+    )
+    add = parser.add_argument
+    add("files", nargs="+", metavar="FILE", help="nested SQuAD JSON, flat JSON, JSONL or CSV")
+    add("--repair", metavar="OUT", help="write a mended copy of the one FILE as nested SQuAD JSON")
+    add("--json", action="store_true", help="print one JSON object, with every finding")
+    add("--all", action="store_true", help="print every finding, not 20 of each kind")
+    return parser
+
+
+def main(argv=None):
+    """Lint or repair; return the exit code."""
+    options = build_parser().parse_args(argv)
+    try:
+        return run(options)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def run(options):
+    if options.repair is not None and len(options.files) > 1:
+        raise InputError(f"--repair mends one file at a time, and {len(options.files)} were given")
+    limit = None if options.all else 20
+    report = lint(*options.files)
+    if options.repair is None:
+        print(json.dumps(to_json(report), ensure_ascii=False) if options.json else render(report, limit))
+        return 1 if report.findings else 0
+    account = repair_file(options.files[0], options.repair)
+    after = lint(options.repair)
+    if options.json:
+        changes = {"out": options.repair, "changes": dict(account.changes), "dropped": account.dropped}
+        result = {"before": to_json(report), "repair": changes, "after": to_json(after)}
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        print(render(report, limit))
+        print_account(account, options.repair, limit)
+        print(f"\n{render(after, limit)}")
+    return 1 if after.findings else 0
+
+
+def print_account(account, out, limit):
+    print(f"\nwrote {out}" + (":" if account.changes else ", with nothing to change"))
+    for line in account.lines():
+        print(f"  {line}")
+    for where in account.dropped[:limit]:
+        print(f"  dropped {where}")
+    if limit is not None and len(account.dropped) > limit:
+        print(f"  … and {len(account.dropped) - limit:,} more (--all shows them)")
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # for consoles that lack Persian letters
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the report, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)

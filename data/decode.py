@@ -1,0 +1,144 @@
+"""Logits to answers: the n best spans of every window, then of every question.
+
+Exists once: training's evaluation, the prompt and everything that serves answers call it. A window is
+reduced to its few best spans on the device, at once, so no logits are kept however long a text is.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """n_best: spans kept per question. max_answer_tokens: longest answer, in tokens."""
+
+    n_best: int = 20
+    max_answer_tokens: int = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A candidate: context[start:end] == text. Its score is start_logit + end_logit."""
+
+    text: str
+    start: int
+    end: int
+    start_logit: float
+    end_logit: float
+    probability: float = 0.0
+    window: int = 0  # number of the window, within its question, that scored the span highest
+
+    @property
+    def score(self):
+        """Sum of the two logits, the quantity that spans are ranked by."""
+        return self.start_logit + self.end_logit
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model says to one question.
+
+    spans: best first, without two of the same place. null: (start, end) logits of [CLS] in the window
+    where their sum is least, or None when there was no window. null_probability: beside the spans'
+    probabilities, 0.0 where no null is offered. reason: why there is no span, if there is none.
+    """
+
+    id: str
+    spans: tuple[Span, ...]
+    null: tuple[float, float] | None
+    null_probability: float
+    reason: str | None = None
+
+    @property
+    def null_odds(self):
+        """Null score less the best span's (a difference of logits); None when either is missing."""
+        if self.null is None or not self.spans:
+            return None
+        return sum(self.null) - self.spans[0].score
+
+    def answer(self, null_threshold):
+        """The best span, or None for "no answer": when null_odds exceed the threshold.
+
+        null_threshold None means that no null is offered.
+        """
+        if not self.spans or (null_threshold is not None and self.null_odds > null_threshold):
+            return None
+        return self.spans[0]
+
+
+def best_spans(start_logits, end_logits, answer_mask, settings):
+    """The n best (start, end) of each window, exactly: every pair within the length limit is weighed.
+
+    start_logits, end_logits: (B, T) fp32. answer_mask: (B, T) bool, where an answer may lie. Returns numpy
+    arrays (B, n): first token, last token, start logit, end logit; unused places have a start logit of
+    -inf. The references weigh only the 20 best starts against the 20 best ends; this is the same list
+    whenever theirs is complete, and never comes out empty for a window with a context.
+    """
+    B, T = start_logits.shape
+    L = min(settings.max_answer_tokens, T)
+    lowest = float("-inf")
+    starts = start_logits.masked_fill(~answer_mask, lowest)
+    ends = end_logits.masked_fill(~answer_mask, lowest)
+    # ends_after[b, t, k] is the end logit of token t + k
+    ends_after = torch.nn.functional.pad(ends, (0, L - 1), value=lowest).unfold(1, L, 1)  # (B, T, L)
+    scores = (starts[:, :, None] + ends_after).flatten(1)  # (B, T * L)
+    top, place = scores.topk(min(settings.n_best, T * L), dim=1)  # (B, n)
+    first = place // L
+    last = first + place % L
+    start_logit = starts.gather(1, first).masked_fill(top == lowest, lowest)
+    end_logit = ends.gather(1, last.clamp(max=T - 1))
+    return tuple(x.cpu().numpy() for x in (first, last, start_logit, end_logit))
+
+
+class QuestionSpans:
+    """Collects the spans of one question's windows; the same place from two windows counts once."""
+
+    def __init__(self):
+        self.spans = {}  # (start, end) in code points -> (start logit, end logit, window)
+        self.null = None
+        self.windows = 0
+
+    def add(self, offsets, prefix, candidates, null, keep):
+        """Take in one window.
+
+        offsets: (n, 2) of the slice's tokens. prefix: tokens before the slice. candidates: its rows of
+        `best_spans`. null: (start, end) logits of [CLS]. keep: how many spans are enough.
+        """
+        for first, last, start_logit, end_logit in zip(*candidates, strict=True):
+            if start_logit == -math.inf or not math.isfinite(start_logit + end_logit):
+                continue
+            place = (int(offsets[first - prefix, 0]), int(offsets[last - prefix, 1]))
+            if place[0] >= place[1]:  # tokens without width, as some tokenizers make
+                continue
+            known = self.spans.get(place)
+            if known is None or start_logit + end_logit > known[0] + known[1]:
+                self.spans[place] = (float(start_logit), float(end_logit), self.windows)
+        if self.null is None or sum(null) < sum(self.null):
+            self.null = (float(null[0]), float(null[1]))
+        self.windows += 1
+        if len(self.spans) > 8 * keep:  # a book has thousands of windows
+            self.spans = dict(self.ranked()[:keep])
+
+    def ranked(self):
+        """(place, (start logit, end logit, window)), best first; ties go to the earlier, shorter place."""
+        return sorted(self.spans.items(), key=lambda item: (-(item[1][0] + item[1][1]), item[0]))
+
+    def prediction(self, example, n_best, offer_null):
+        """The finished Prediction; probabilities are one softmax over the n best of all windows and the null."""
+        best = self.ranked()[:n_best]
+        if not best:
+            reason = "the context is empty" if not example.context.strip() else "the context has no readable words"
+            return Prediction(example.id, (), self.null, 1.0 if offer_null else 0.0, reason)
+        scores = [start + end for _, (start, end, _) in best]
+        if offer_null:
+            scores.append(sum(self.null))
+        exponents = np.exp(np.array(scores, np.float64) - max(scores))
+        probabilities = exponents / exponents.sum()
+        spans = tuple(
+            Span(example.context[a:b], a, b, start, end, float(probability), window)
+            for ((a, b), (start, end, window)), probability in zip(best, probabilities, strict=False)
+        )
+        return Prediction(example.id, spans, self.null, float(probabilities[-1]) if offer_null else 0.0)

@@ -1,0 +1,46 @@
+"""The records every part passes around: a question about a text, and its reference answers."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reference: `text` stands in the context at code point `start`."""
+
+    text: str
+    start: int
+
+    @property
+    def end(self):
+        """First code point after the answer."""
+        return self.start + len(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question about one context.
+
+    `answers` is empty when the data say that there is no answer, and None when the file gives no
+    references at all (a file of questions to be answered). `where` is the place in the source
+    file, for messages: `data[3].paragraphs[0].qas[2]`.
+    """
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[Answer, ...] | None
+    where: str
+    title: str = ""
+
+
+@dataclass(slots=True)
+class Dataset:
+    """Examples in file order, and what was noticed while reading them (one sentence each)."""
+
+    examples: list[Example]
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def may_lack_answer(self):
+        """Whether any question has no answer: then a model must be able to say so."""
+        return any(example.answers == () for example in self.examples)

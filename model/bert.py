@@ -1,0 +1,310 @@
+"""BERT and its span head, every layer written out.
+
+Devlin et al. 2018, "BERT: Pre-training of Deep Bidirectional Transformers" (arXiv 1810.04805); the layers
+are those of Vaswani et al. 2017, "Attention Is All You Need" (arXiv 1706.03762). Modules carry the names of
+the Hugging Face checkpoints (`encoder.layer.0.attention.self.query`), so a file of weights is also a map
+of this code, and a parameter's name says where to look.
+
+Letters for shapes, here and in every file that handles these tensors:
+    B  windows in the batch        T  tokens in the longest of them      V  word pieces in the vocabulary
+    D  hidden size                 H  attention heads                    K  size of a head, D / H
+    F  size of the feed-forward layer                                    P  positions the model knows
+
+Precision: parameters are fp32. Under autocast the matrix products run in 16 bits; LayerNorm and the
+residual sums stay in fp32 (visible as `.float()` below), the softmax is fp32 inside the attention kernels,
+and the logits leave as fp32.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from common.errors import InputError
+
+ACTIVATIONS = {
+    "gelu": F.gelu,  # the exact form, x * Phi(x), by erf
+    "gelu_python": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),  # Google's original TensorFlow code
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """What `config.json` says of a BERT; names and defaults as in Hugging Face checkpoints."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+
+    @classmethod
+    def from_dict(cls, values, source="config.json"):
+        """Build from the parsed `config.json`; keys that do not change the computation are passed over.
+
+        Raises InputError, naming `source` and the key, for another architecture or an impossible size.
+        """
+        if not isinstance(values, dict):
+            raise InputError(f"{source}: expected a JSON object that describes a model")
+        kind = values.get("model_type", "bert")
+        if kind != "bert":
+            raise InputError(f"{source}: model_type is {kind!r}, and only 'bert' can be read here")
+        if values.get("position_embedding_type", "absolute") != "absolute":
+            raise InputError(f"{source}: position_embedding_type must be 'absolute'")
+        if values.get("is_decoder") or values.get("add_cross_attention"):
+            raise InputError(f"{source}: a decoder (is_decoder, add_cross_attention) is not a reader")
+        chosen = {}
+        for field in fields(cls):
+            value = values.get(field.name)
+            if value is None:
+                continue
+            number_fits = isinstance(value, (int, float)) if field.type is float else isinstance(value, field.type)
+            if not number_fits or isinstance(value, bool):
+                raise InputError(f"{source}: {field.name} should be {field.type.__name__}, found {value!r}")
+            if field.type is int and value < (0 if field.name == "pad_token_id" else 1):
+                raise InputError(f"{source}: {field.name} cannot be {value}")
+            chosen[field.name] = value
+        config = cls(**chosen)
+        if config.hidden_size % config.num_attention_heads:
+            raise InputError(
+                f"{source}: hidden_size {config.hidden_size} is not a multiple of "
+                f"num_attention_heads {config.num_attention_heads}"
+            )
+        if config.hidden_act not in ACTIVATIONS:
+            raise InputError(
+                f"{source}: hidden_act {config.hidden_act!r} is unknown; known are {', '.join(ACTIVATIONS)}"
+            )
+        return config
+
+    def to_dict(self):
+        """The `config.json` of a question-answering BERT that transformers opens."""
+        return {"architectures": ["BertForQuestionAnswering"], "model_type": "bert", **asdict(self)}
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis (Ba et al. 2016, arXiv 1607.06450), always in fp32."""
+
+    def __init__(self, size, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.eps = eps
+
+    def forward(self, x):
+        return F.layer_norm(x.float(), self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class BertEmbeddings(nn.Module):
+    """Word, position and segment vectors, summed: [B, T] of ids to [B, T, D]."""
+
+    def __init__(self, config):
+        super().__init__()
+        D = config.hidden_size
+        # padding_idx keeps the gradient of the [PAD] vector at zero, as in the reference
+        self.word_embeddings = nn.Embedding(config.vocab_size, D, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, D)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, D)
+        self.LayerNorm = LayerNorm(D, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids, token_type_ids):
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
+        x = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)  # (B, T, D)
+        x = x + self.position_embeddings(positions)  # (B, T, D)
+        return self.dropout(self.LayerNorm(x))
+
+
+def fused_attention(query, key, value, mask, dropout):
+    """softmax(q kᵀ / √K + mask) v by PyTorch's fused kernels, which never form the [T, T] matrix.
+
+    query, key, value: (B, H, T, K). mask: (B, 1, 1, T) bool, True where a token may be looked at, or
+    None when there is no padding (the kernels are faster without one). Returns (B, H, T, K) and None.
+    """
+    dtype = query.dtype
+    if query.device.type == "cpu":  # the 16-bit CPU kernel takes up to twice the fp32 one's time (docs/experiments.md)
+        query, key, value = query.float(), key.float(), value.float()
+    with torch.autocast(query.device.type, enabled=False):
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    return mixed.to(dtype), None
+
+
+def eager_attention(query, key, value, mask, dropout):
+    """The same by the book (Vaswani et al. 2017, equation 1), for study: also returns the probabilities.
+
+    Shapes as in `fused_attention`; the second result is (B, H, T, T): row t says how much token t takes
+    from each token (before dropout).
+    """
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, H, T, T)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    probabilities = scores.float().softmax(-1)  # (B, H, T, T)
+    mixed = F.dropout(probabilities, dropout).to(value.dtype) @ value  # (B, H, T, K)
+    return mixed, probabilities
+
+
+class BertSelfAttention(nn.Module):
+    """Multi-head self-attention without its output projection: (B, T, D) to (B, T, D)."""
+
+    def __init__(self, config):
+        super().__init__()
+        D = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.query = nn.Linear(D, D)
+        self.key = nn.Linear(D, D)
+        self.value = nn.Linear(D, D)
+        self.dropout_prob = config.attention_probs_dropout_prob
+
+    def split_heads(self, x):
+        B, T, D = x.shape
+        return x.view(B, T, self.num_heads, D // self.num_heads).transpose(1, 2)  # (B, H, T, K)
+
+    def forward(self, x, mask, attention):
+        query, key, value = (self.split_heads(project(x)) for project in (self.query, self.key, self.value))
+        dropout = self.dropout_prob if self.training else 0.0
+        mixed, probabilities = attention(query, key, value, mask, dropout)  # (B, H, T, K)
+        return mixed.transpose(1, 2).flatten(2), probabilities  # (B, T, D)
+
+
+class ResidualOutput(nn.Module):
+    """Projection, dropout, residual sum, LayerNorm: how both halves of a block end (post-norm)."""
+
+    def __init__(self, size_in, config):
+        super().__init__()
+        self.dense = nn.Linear(size_in, config.hidden_size)
+        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x, residual):
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)  # (B, T, D)
+
+
+class BertAttention(nn.Module):
+    """Self-attention and its output: the first half of a block."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.self = BertSelfAttention(config)
+        self.output = ResidualOutput(config.hidden_size, config)
+
+    def forward(self, x, mask, attention):
+        mixed, probabilities = self.self(x, mask, attention)
+        return self.output(mixed, x), probabilities
+
+
+class BertIntermediate(nn.Module):
+    """The wide half of the feed-forward layer: (B, T, D) to (B, T, F)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, x):
+        return self.activation(self.dense(x))  # (B, T, F)
+
+
+class BertLayer(nn.Module):
+    """One block: attention, then the feed-forward layer, each with residual and LayerNorm."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.attention = BertAttention(config)
+        self.intermediate = BertIntermediate(config)
+        self.output = ResidualOutput(config.intermediate_size, config)
+
+    def forward(self, x, mask, attention):
+        x, probabilities = self.attention(x, mask, attention)
+        return self.output(self.intermediate(x), x), probabilities  # (B, T, D)
+
+
+class BertEncoder(nn.Module):
+    """The stack of blocks."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+        self.gradient_checkpointing = False  # keep only each block's input, compute the rest again
+
+    def forward(self, x, mask, attention):
+        all_probabilities = []
+        for layer in self.layer:
+            if self.gradient_checkpointing and self.training:
+                x, probabilities = checkpoint(layer, x, mask, attention, use_reentrant=False)
+            else:
+                x, probabilities = layer(x, mask, attention)
+            all_probabilities.append(probabilities)
+        return x, all_probabilities
+
+
+class BertModel(nn.Module):
+    """Embeddings and encoder: ids to one vector per token. No pooler: the span head does not use it."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = BertEncoder(config)
+
+    def forward(self, input_ids, token_type_ids, attention_mask, attention=fused_attention):
+        """input_ids, token_type_ids: (B, T) int64. attention_mask: (B, T) bool, False on padding, or None.
+
+        Returns the last hidden states (B, T, D) and the layers' attention probabilities (None each,
+        unless `attention` is `eager_attention`).
+        """
+        mask = None if attention_mask is None else attention_mask[:, None, None, :]  # (B, 1, 1, T)
+        return self.encoder(self.embeddings(input_ids, token_type_ids), mask, attention)
+
+
+class BertForQuestionAnswering(nn.Module):
+    """BERT with the span head of Devlin et al. 2018, section 4.2: one Linear(D, 2) on every token."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.bert = BertModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.apply(self.initialise)
+
+    def initialise(self, module):
+        """Normal(0, initializer_range) for matrices and vectors of embeddings, zero for biases."""
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()
+
+    def forward(self, input_ids, token_type_ids, attention_mask=None):
+        """Score every token as start and as end of the answer.
+
+        input_ids: (B, T) int64, T <= P. token_type_ids: (B, T) int64, 1 on the text and its [SEP].
+        attention_mask: (B, T) bool, False on padding, or None when nothing is padded.
+        Returns start logits and end logits, (B, T) fp32 each; padding is scored too, mask it.
+        """
+        hidden, _ = self.bert(input_ids, token_type_ids, attention_mask)
+        return self.span_logits(hidden)
+
+    def span_logits(self, hidden):
+        """The head alone: (B, T, D) to start and end logits, (B, T) fp32 each."""
+        start, end = self.qa_outputs(hidden).float().unbind(-1)  # (B, T) each
+        return start, end
+
+    def attention_maps(self, input_ids, token_type_ids, attention_mask=None):
+        """The same pass by eager attention; returns start, end and a list over layers of (B, H, T, T)."""
+        hidden, maps = self.bert(input_ids, token_type_ids, attention_mask, attention=eager_attention)
+        return *self.span_logits(hidden), maps

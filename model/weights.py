@@ -1,0 +1,192 @@
+"""Weights from and to Hugging Face folders: a literal map of names, every tensor accounted for.
+
+A folder holds `config.json` and `model.safetensors` (or shards with `model.safetensors.index.json`).
+Names are read with or without the prefix `bert.`, and with TensorFlow's `LayerNorm.gamma` / `.beta`.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from common.errors import InputError
+from common.files import read_json, write_json
+from model.bert import BertConfig, BertForQuestionAnswering
+
+# name in the file (its `bert.` taken off)               our parameter; {n} is the number of the block
+NAME_MAP = {
+    "embeddings.word_embeddings.weight": "bert.embeddings.word_embeddings.weight",
+    "embeddings.position_embeddings.weight": "bert.embeddings.position_embeddings.weight",
+    "embeddings.token_type_embeddings.weight": "bert.embeddings.token_type_embeddings.weight",
+    "embeddings.LayerNorm.weight": "bert.embeddings.LayerNorm.weight",
+    "embeddings.LayerNorm.bias": "bert.embeddings.LayerNorm.bias",
+    "encoder.layer.{n}.attention.self.query.weight": "bert.encoder.layer.{n}.attention.self.query.weight",
+    "encoder.layer.{n}.attention.self.query.bias": "bert.encoder.layer.{n}.attention.self.query.bias",
+    "encoder.layer.{n}.attention.self.key.weight": "bert.encoder.layer.{n}.attention.self.key.weight",
+    "encoder.layer.{n}.attention.self.key.bias": "bert.encoder.layer.{n}.attention.self.key.bias",
+    "encoder.layer.{n}.attention.self.value.weight": "bert.encoder.layer.{n}.attention.self.value.weight",
+    "encoder.layer.{n}.attention.self.value.bias": "bert.encoder.layer.{n}.attention.self.value.bias",
+    "encoder.layer.{n}.attention.output.dense.weight": "bert.encoder.layer.{n}.attention.output.dense.weight",
+    "encoder.layer.{n}.attention.output.dense.bias": "bert.encoder.layer.{n}.attention.output.dense.bias",
+    "encoder.layer.{n}.attention.output.LayerNorm.weight": "bert.encoder.layer.{n}.attention.output.LayerNorm.weight",
+    "encoder.layer.{n}.attention.output.LayerNorm.bias": "bert.encoder.layer.{n}.attention.output.LayerNorm.bias",
+    "encoder.layer.{n}.intermediate.dense.weight": "bert.encoder.layer.{n}.intermediate.dense.weight",
+    "encoder.layer.{n}.intermediate.dense.bias": "bert.encoder.layer.{n}.intermediate.dense.bias",
+    "encoder.layer.{n}.output.dense.weight": "bert.encoder.layer.{n}.output.dense.weight",
+    "encoder.layer.{n}.output.dense.bias": "bert.encoder.layer.{n}.output.dense.bias",
+    "encoder.layer.{n}.output.LayerNorm.weight": "bert.encoder.layer.{n}.output.LayerNorm.weight",
+    "encoder.layer.{n}.output.LayerNorm.bias": "bert.encoder.layer.{n}.output.LayerNorm.bias",
+    "qa_outputs.weight": "qa_outputs.weight",
+    "qa_outputs.bias": "qa_outputs.bias",
+}
+# What other heads leave in a file, and a buffer of positions 0, 1, 2...: known, and not needed here.
+LEFT_OUT = re.compile(r"(pooler\..*|cls\..*|classifier\..*|embeddings\.position_ids)")
+HEAD = ("qa_outputs.weight", "qa_outputs.bias")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a file's tensors: names used, knowingly left out, and parameters newly made."""
+
+    used: tuple[str, ...]
+    left_out: tuple[str, ...]
+    new: tuple[str, ...]
+
+    @property
+    def head_is_new(self):
+        """The file held no trained span head."""
+        return bool(self.new)
+
+    def __str__(self):
+        parts = [f"{len(self.used)} tensors read"]
+        if self.left_out:
+            parts.append(f"{len(self.left_out)} left out ({', '.join(sorted(set(map(head_name, self.left_out))))})")
+        if self.new:
+            parts.append(f"newly made: {', '.join(self.new)}")
+        return "; ".join(parts)
+
+
+def head_name(name):
+    """The first part of a left-out tensor's name, enough to tell what it was for."""
+    name = name.removeprefix("bert.")
+    return name if name.startswith("embeddings.") else name.split(".")[0] + ".*"
+
+
+def canonical_name(name):
+    """A file's name as NAME_MAP spells it, with the block's number: ('encoder.layer.{n}.…', '3')."""
+    name = name.removeprefix("bert.")
+    name = re.sub(r"(?<=LayerNorm\.)gamma$", "weight", name)
+    name = re.sub(r"(?<=LayerNorm\.)beta$", "bias", name)
+    number = re.match(r"encoder\.layer\.(\d+)\.", name)
+    if number:
+        name = name.replace(number[0], "encoder.layer.{n}.", 1)
+    return name, number[1] if number else ""
+
+
+def read_config(folder):
+    """The BertConfig of a model folder; InputError when there is none or it cannot be used."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such model folder")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: no config.json in it, so this is not a model folder")
+    return BertConfig.from_dict(read_json(path), str(path))
+
+
+def weight_files(folder):
+    """The safetensors files of a model folder, shards in order; a pickle alone is refused."""
+    folder = Path(folder)
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        table = read_json(index)
+        if not isinstance(table, dict) or not isinstance(table.get("weight_map"), dict):
+            raise InputError(f"{index}: weight_map: expected an object of tensor name to file name")
+        return [folder / name for name in sorted(set(table["weight_map"].values()))]
+    if (folder / "pytorch_model.bin").is_file():
+        raise InputError(
+            f"{folder}: only pytorch_model.bin, a pickle, which can run code when read; convert it where transformers "
+            f"is installed: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, safe_serialization=True)"
+        )
+    raise InputError(f"{folder}: no model.safetensors in it")
+
+
+def read_tensors(folder):
+    """Yield (file, name, tensor) one by one, so that a file is never held twice."""
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():
+                    yield path, name, file.get_tensor(name)
+        except FileNotFoundError:
+            raise InputError(f"{path}: there is no such file, and the model's index names it") from None
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{path}: not a whole safetensors file ({error}); fetch or copy it again"
+            ) from None
+
+
+def load_weights(model, folder):
+    """Copy a folder's tensors into `model`, in place, as fp32; returns a LoadReport.
+
+    Raises InputError when a tensor is unknown, twice there, of the wrong shape or not of floating point,
+    or when any but the head's parameters stays without one.
+    """
+    parameters = dict(model.named_parameters())
+    used, left_out, filled = [], [], set()
+    with torch.no_grad():
+        for path, name, tensor in read_tensors(folder):
+            canonical, number = canonical_name(name)
+            if LEFT_OUT.fullmatch(canonical):
+                left_out.append(name)
+                continue
+            ours = NAME_MAP.get(canonical, "").replace("{n}", number)
+            if ours not in parameters:
+                raise InputError(f"{path}: tensor {name} has no place in a BERT of this config.json")
+            if ours in filled:
+                raise InputError(f"{path}: tensor {name} stands for {ours}, which came already")
+            if tensor.shape != parameters[ours].shape:
+                raise InputError(
+                    f"{path}: tensor {name} has shape {tuple(tensor.shape)}, and config.json asks for "
+                    f"{tuple(parameters[ours].shape)}"
+                )
+            if not tensor.is_floating_point():
+                raise InputError(f"{path}: tensor {name} is {tensor.dtype}, and floating point is expected")
+            parameters[ours].copy_(tensor)
+            filled.add(ours)
+            used.append(name)
+    missing = [name for name in parameters if name not in filled]
+    if missing and set(missing) != set(HEAD):
+        lost = [name for name in missing if name not in HEAD] or missing
+        raise InputError(f"{folder}: the weights lack {lost[0]} and {len(lost) - 1} more that config.json asks for")
+    return LoadReport(tuple(used), tuple(left_out), tuple(missing))
+
+
+def load_model(folder, *, dropout=None, attention_dropout=None):
+    """Build the model a folder describes and fill it; returns (model, LoadReport).
+
+    dropout, attention_dropout: probabilities that replace those of config.json.
+    """
+    values = read_config(folder).to_dict()
+    if dropout is not None:
+        values["hidden_dropout_prob"] = dropout
+    if attention_dropout is not None:
+        values["attention_probs_dropout_prob"] = attention_dropout
+    model = BertForQuestionAnswering(BertConfig.from_dict(values))
+    return model, load_weights(model, folder)
+
+
+def save_weights(model, folder):
+    """Write `config.json` and `model.safetensors` under the names of Hugging Face checkpoints.
+
+    Not atomic by itself: the caller fills a temporary folder (`common.files.write_folder`).
+    """
+    folder = Path(folder)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.named_parameters()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "config.json", model.config.to_dict())

@@ -1,0 +1,166 @@
+"""A model, its tokenizer and its settings: question and text in, exact spans out.
+
+Training's evaluation, the prompt, a file of questions: all of them ask this class.
+"""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.errors import InputError
+from common.files import read_json, write_json
+from data.batches import split_by_tokens, to_tensors
+from data.decode import DecodeSettings, QuestionSpans, best_spans
+from data.examples import Example
+from data.tokenizer import load_tokenizer, save_tokenizer
+from data.windows import WindowSet, WindowSettings
+from model.weights import load_model, read_config, save_weights
+from training.precision import autocast, choose_device, choose_precision
+
+FORMAT = 1  # of reader.json and of run folders; a reader of another number refuses
+SETTINGS_FILE = "reader.json"
+CHUNK_QUESTIONS = 2048  # asked together: enough to sort lengths, few enough to keep memory flat
+TOKENS_PER_BATCH = 6144
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderSettings:
+    """What belongs to a trained reader beside its weights.
+
+    null_threshold: "no answer" is said when null_odds exceed it; None for a reader that always answers.
+    """
+
+    windows: WindowSettings = field(default_factory=WindowSettings)
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
+    null_threshold: float | None = None
+
+    def to_dict(self):
+        """As written to reader.json."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_file(cls, path):
+        """Read reader.json; InputError for another format number or unusable values."""
+        values = read_json(path)
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            found = values.get("format") if isinstance(values, dict) else None
+            raise InputError(f"{path}: format {found!r} is unknown here; this version reads format {FORMAT}")
+        try:
+            settings = cls(
+                WindowSettings(**values["windows"]), DecodeSettings(**values["decode"]), values["null_threshold"]
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path}: not the settings of a reader ({error})") from None
+        threshold, decode = settings.null_threshold, settings.decode
+        if threshold is not None and type(threshold) not in (int, float):
+            raise InputError(f"{path}: null_threshold: expected a number or null, found {threshold!r}")
+        for name in ("n_best", "max_answer_tokens"):
+            if type(getattr(decode, name)) is not int or getattr(decode, name) < 1:
+                raise InputError(f"{path}: decode.{name}: expected a whole number above 0")
+        settings.windows.check()
+        return settings
+
+
+class Reader:
+    """Answers questions. Attributes: model, tokenizer, settings, device, precision, report (LoadReport)."""
+
+    def __init__(self, model, tokenizer, settings, *, device, precision, report=None):
+        self.model = model.to(device)
+        self.tokenizer, self.settings = tokenizer, settings
+        self.device, self.precision, self.report = device, precision, report
+        self.windows_seen = 0  # by the latest `predict`
+        known = model.config.max_position_embeddings
+        if settings.windows.check().length > known:
+            raise InputError(f"windows of {settings.windows.length} tokens are longer than this model's {known} positions")
+
+    @classmethod
+    def load(cls, folder, *, settings=None, device="auto", precision="auto", dropout=None, attention_dropout=None):
+        """Open a model folder: config.json, model.safetensors, tokenizer, and reader.json where there is one.
+
+        settings: used instead of the folder's. Raises InputError with the reason when it cannot be used.
+        """
+        folder = Path(folder)
+        config = read_config(folder)
+        if settings is None:
+            path = folder / SETTINGS_FILE
+            settings = ReaderSettings.from_file(path) if path.is_file() else ReaderSettings(
+                WindowSettings(length=min(384, config.max_position_embeddings))
+            )
+        tokenizer = load_tokenizer(folder, config.vocab_size)
+        model, report = load_model(folder, dropout=dropout, attention_dropout=attention_dropout)
+        device = choose_device(device)
+        return cls(
+            model, tokenizer, settings, device=device, precision=choose_precision(precision, device), report=report
+        )
+
+    def save(self, folder):
+        """Fill a folder that `load` opens, and transformers' AutoModelForQuestionAnswering too."""
+        folder = Path(folder)
+        save_weights(self.model, folder)
+        save_tokenizer(self.tokenizer, folder)
+        write_json(folder / SETTINGS_FILE, self.settings.to_dict())
+
+    def predict(self, examples, *, offer_null=None, progress=None, tokens_per_batch=TOKENS_PER_BATCH):
+        """Yield the Prediction of each example, in order.
+
+        offer_null: whether "no answer" takes part in the probabilities; None leaves it to the settings.
+        progress: something with update(questions), called as questions are finished. Questions go in
+        chunks of CHUNK_QUESTIONS and a window's logits are reduced at once: memory does not grow with
+        the number of questions, and with a text's length only by its tokens.
+        """
+        self.windows_seen = 0
+        if offer_null is None:
+            offer_null = self.settings.null_threshold is not None
+        for first in range(0, len(examples), CHUNK_QUESTIONS):
+            yield from self._predict_chunk(
+                examples[first : first + CHUNK_QUESTIONS], offer_null, progress, tokens_per_batch
+            )
+
+    def _predict_chunk(self, examples, offer_null, progress, tokens_per_batch):
+        windows = WindowSet(examples, self.tokenizer, self.settings.windows)
+        self.windows_seen += len(windows)
+        found = [QuestionSpans() for _ in examples]
+        remaining = np.bincount(windows.example, minlength=len(examples))
+        if progress is not None:
+            progress.update(int((remaining == 0).sum()))
+        n_best = self.settings.decode.n_best
+        for batch in self._batches(windows, tokens_per_batch):
+            candidates, nulls = self._score(windows, batch)
+            for row, window in enumerate(batch):
+                example = windows.example[window]
+                found[example].add(
+                    windows.offsets(window), windows.prefix(window), [x[row] for x in candidates], nulls[row], n_best
+                )
+            np.subtract.at(remaining, windows.example[batch], 1)
+            if progress is not None:
+                progress.update(int((remaining[np.unique(windows.example[batch])] == 0).sum()))
+        for example, spans in zip(examples, found, strict=True):
+            yield spans.prediction(example, n_best, offer_null)
+
+    def _batches(self, windows, tokens_per_batch):
+        """Windows of similar length together, in mixed order so that the progress bar's rate is honest."""
+        if len(windows) == 0:
+            return []
+        ordered = np.argsort(windows.length, kind="stable")
+        runs = split_by_tokens(windows.length, ordered, tokens_per_batch)
+        return [runs[k] for k in np.random.default_rng(0).permutation(len(runs))]
+
+    @torch.inference_mode()
+    def _score(self, windows, batch):
+        """Candidates (see `best_spans`) and null logits (B, 2) of a batch of windows, as numpy."""
+        self.model.eval()
+        tensors = to_tensors(windows.fill(batch), self.device)
+        with autocast(self.device, self.precision):
+            start, end = self.model(tensors["input_ids"], tensors["token_type_ids"], tensors["attention_mask"])
+        candidates = best_spans(start, end, tensors["answer_mask"], self.settings.decode)
+        return candidates, torch.stack([start[:, 0], end[:, 0]], 1).cpu().numpy()
+
+    def ask(self, question, context):
+        """The Prediction for one question about one text, and the seconds it took."""
+        began = time.perf_counter()
+        example = Example("question", question, context, None, "question")
+        prediction = next(iter(self.predict([example])))
+        return prediction, time.perf_counter() - began

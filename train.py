@@ -1,0 +1,207 @@
+"""Fine-tune a BERT to answer questions: python train.py --dataset squad
+
+Reads top to bottom: `train` sets up, `loop` learns, `finish` scores and writes the model.
+"""
+
+import json
+import sys
+import time
+
+from common.errors import InputError
+from common.options import parse, render_config
+from training.options import TRAIN_OPTIONS
+
+DESCRIPTION = "Fine-tune a BERT to answer questions from a text, or to say that the text does not answer."
+FIRST_STEPS = 5  # of each sitting, left out of the rates: caches and allocators warm up
+
+
+def main(argv=None):
+    """Run the command line; returns the exit code: 0, 1 (training failed), 2 (unusable input), 130, 143."""
+    try:
+        options = parse("train.py", DESCRIPTION, TRAIN_OPTIONS, argv)
+        if options.print_config:
+            print(render_config(options), end="")
+            return 0
+        return train(options)
+    except InputError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+
+
+def train(options):
+    """Set up what the options ask for, then learn, then finish; returns the exit code."""
+    from tqdm import tqdm  # the heavy imports come after the options, so that --help is quick
+
+    from data.windows import WindowSet
+    from model.source import resolve_model
+    from training.optimizer import make_optimizer
+    from training.precision import choose_device, choose_precision, make_scaler
+    from training.run import (
+        RunFolder, check_folder, check_space, data_files, describe_run, has_checkpoint, read_split, recorded_options,
+        settle_options, write_or_compare,
+    )
+    from training.setup import build_reader, print_setup, seed_everything
+    from training.state import LoopState, complete_checkpoints, load_checkpoint, sweep_leftovers
+
+    options = settle_options(options)
+    run = RunFolder(options.out)
+    check_folder(run, options.resume)
+    if options.resume and run.config.is_file():
+        options = recorded_options(options, run)
+        if run.finished:
+            print(f"{run.root}: this run is finished; nothing to do")
+            return 0
+    elif options.resume:
+        print(f"{run.root}: no run to resume there; starting one")
+
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device)
+    files = data_files(options, tqdm_bytes)
+    train_set = read_split(files[0], options.max_train_examples, options.seed, options.skip_misaligned, "training")
+    dev_set = None
+    if files[1]:
+        dev_set = read_split(files[1], options.max_dev_examples, 0, options.skip_misaligned, "scoring")
+    source = resolve_model(options.model, revision=options.revision)
+
+    seed_everything(options.seed)
+    may_lack_answer = train_set.may_lack_answer or bool(dev_set and dev_set.may_lack_answer)
+    reader = build_reader(source, options, device, precision, may_lack_answer)
+    with tqdm(total=2 * len(train_set.examples), desc="tokenising", unit=" texts", leave=False, disable=None) as bar:
+        windows = WindowSet(
+            train_set.examples, reader.tokenizer, reader.settings.windows, with_labels=True, progress=bar
+        )
+    if len(windows) == 0:
+        raise InputError(f"{files[0][0]}: gives no window to train on: its contexts or answers hold no readable words")
+    check_space(run, sum(p.numel() for p in reader.model.parameters()), options.keep)
+    notices = write_or_compare(run, describe_run(options, source, files, device, precision))
+    print_setup(reader, source, train_set, dev_set, windows, precision, notices)
+
+    optimizer = make_optimizer(reader.model, options.weight_decay)
+    scaler = make_scaler(device, precision)
+    state = LoopState()
+    if has_checkpoint(run):
+        newest = complete_checkpoints(run.checkpoints)[-1]
+        state = load_checkpoint(newest, reader.model, optimizer, scaler)
+        print(f"resuming after step {state.step}")
+    elif options.resume:
+        print("no complete checkpoint: starting over")
+    sweep_leftovers(run.root)
+    sweep_leftovers(run.checkpoints)
+    run.cut_log(state.step)
+
+    signal_number = loop(options, run, state, reader, windows, dev_set, optimizer, scaler)
+    if signal_number is not None:
+        print(f"stopped after step {state.step}; continue with: python train.py --resume --out {run.root}")
+        return 128 + signal_number
+    finish(run, state, reader, dev_set)
+    return 0
+
+
+def loop(options, run, state, reader, windows, dev_set, optimizer, scaler):
+    """Learn until the last step, early stopping or a signal; returns the signal's number or None.
+
+    A checkpoint is written every --save-every steps, after each evaluation and when a signal asks to stop;
+    `state` is all the loop knows, so that what a checkpoint holds is enough to go on from.
+    """
+    from data.batches import epoch_batches
+    from training.evaluate import evaluate
+    from training.optimizer import learning_rate
+    from training.setup import Progress, Stopped, plan_steps, save_best
+    from training.signals import StopRequest
+    from training.state import save_checkpoint
+    from training.step import NonFinite, train_step
+
+    steps_per_epoch = -(-len(windows) // options.batch_size)
+    total_steps, evaluation_steps = plan_steps(options, steps_per_epoch, has_dev=dev_set is not None)
+    device, precision, model = reader.device, reader.precision, reader.model
+    batches, batches_epoch = None, None
+    sitting_steps = 0
+
+    def save():
+        save_checkpoint(run.checkpoints, state, model, optimizer, scaler, options.keep)
+
+    with StopRequest() as stop, Progress(total_steps, state, evaluation_steps) as progress, open(
+        run.log, "a", encoding="utf-8"
+    ) as log:
+        while True:
+            if state.step in evaluation_steps and state.evaluated_step < state.step:
+                may_lack_answer = reader.settings.null_threshold is not None
+                try:
+                    with progress.evaluation(len(dev_set.examples), stop) as bar:
+                        result = evaluate(reader, dev_set.examples, may_lack_answer=may_lack_answer, progress=bar)
+                except Stopped:
+                    save()  # without this evaluation; it is the first thing after --resume
+                    return stop.number
+                save_best(run, state, reader, result)
+                save()
+                progress.show_scores(state)
+            if state.step == total_steps or (options.patience and state.without_gain >= options.patience):
+                return None
+            if stop.number is not None:
+                save()
+                return stop.number
+
+            if batches_epoch != state.epoch:
+                batches = epoch_batches(windows.length, options.batch_size, options.seed, state.epoch)
+                batches_epoch = state.epoch
+            rate = learning_rate(state.step, total_steps, options.lr, options.warmup)
+            model.train()
+            began = time.perf_counter()
+            try:
+                result = train_step(
+                    model, optimizer, scaler, windows, batches[state.position], learning_rate=rate,
+                    max_tokens=options.tokens_per_micro_batch, clip=options.clip, device=device, precision=precision,
+                )
+            except NonFinite as error:
+                raise SystemExit(
+                    f"train.py: step {state.step + 1}: {error}; nothing was updated. Try a lower --lr or --precision fp32, "
+                    f"or go on from the last checkpoint with --resume"
+                ) from None
+            seconds = time.perf_counter() - began
+
+            state.step += 1
+            state.position += 1
+            if state.position == len(batches):
+                state.epoch, state.position = state.epoch + 1, 0
+            sitting_steps += 1
+            state.train_seconds += seconds
+            if sitting_steps > FIRST_STEPS:
+                state.timed_seconds += seconds
+                state.timed_windows += result.windows
+                state.timed_tokens += result.tokens
+            record = {
+                "step": state.step, "epoch": state.epoch, "loss": result.loss, "lr": rate,
+                "grad_norm": result.grad_norm, "windows": result.windows, "tokens": result.tokens,
+                "padded_tokens": result.padded_tokens, "updated": result.updated, "seconds": seconds,
+            }
+            log.write(json.dumps(record) + "\n")
+            log.flush()
+            progress.step(result, seconds)
+            if state.step % options.save_every == 0 and state.step not in evaluation_steps:
+                save()
+
+
+def finish(run, state, reader, dev_set):
+    """Put the best weights into model/, score them once more, and write all files; metrics.json comes last."""
+    from training.setup import write_results
+
+    scores = write_results(run, state, reader, dev_set)
+    if scores:
+        print(f"exact match {scores['exact']:.2f}, F1 {scores['f1']:.2f} on {scores['total']} questions", end="")
+        before = next((e for e in state.evaluations if e["step"] == 0), None)
+        print(f" (before training: {before['exact']:.2f}, {before['f1']:.2f})" if before else "")
+        reported = scores.get("threshold_halves", {}).get("reported_on")
+        if reported:
+            print(f"on the half that did not tune the no-answer threshold: {reported['exact']:.2f}, {reported['f1']:.2f}")
+    print(f"ask it: python infer.py --model {run.model}")
+
+
+def tqdm_bytes(total, initial, desc):
+    """A progress bar in bytes, for downloads."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, initial=initial, desc=desc, unit="B", unit_scale=True, leave=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The parts of the loop in train.py: precision, one step, schedule, checkpoints."""

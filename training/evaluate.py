@@ -1,0 +1,140 @@
+"""Scoring a reader on a dev set, with the no-answer threshold tuned on one half and reported on the other."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from metrics import best_threshold, evaluate_v1, evaluate_v2, question_scores, split_halves
+
+LATENCY_QUESTIONS = 50
+PREDICTION_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """predictions: of each example, in order. threshold: None for data that always have answers.
+
+    scores: `exact`, `f1`, `total` in percent and questions, with HasAns_ and NoAns_ parts and
+    `threshold_halves` where questions may lack an answer. seconds: from texts to answers.
+    """
+
+    predictions: list
+    threshold: float | None
+    scores: dict
+    windows: int
+    seconds: float
+
+    def texts(self):
+        """id -> answer text, "" for no answer, as in predictions.json."""
+        return {p.id: answer_text(p, self.threshold) for p in self.predictions}
+
+
+def answer_text(prediction, threshold):
+    """The text of a prediction's answer, "" for none."""
+    span = prediction.answer(threshold)
+    return span.text if span is not None else ""
+
+
+def references_of(examples):
+    """(id, texts) of each example, as the scorers want them."""
+    return [(example.id, [answer.text for answer in example.answers]) for example in examples]
+
+
+def evaluate(reader, examples, *, may_lack_answer, threshold=None, tune=True, progress=None):
+    """Answer and score `examples`; returns an Evaluation.
+
+    may_lack_answer: score by v2.0's rules with a null on offer, else by v1.1's without. threshold: used
+    as it is unless `tune`; then it is searched on one half of the contexts and the scores of both halves
+    are told apart, since the half it was tuned on flatters it.
+    """
+    began = time.perf_counter()
+    predictions = list(reader.predict(examples, offer_null=may_lack_answer, progress=progress))
+    seconds = time.perf_counter() - began
+    windows = reader.windows_seen
+    if not may_lack_answer:
+        texts = {p.id: answer_text(p, None) for p in predictions}
+        scores = evaluate_v1(references_of(examples), texts)
+        scores = {"exact": scores["exact_match"], "f1": scores["f1"], "total": len(examples)}
+        return Evaluation(predictions, None, scores, windows, seconds)
+    halves = None
+    if tune:
+        threshold, halves = tune_threshold(examples, predictions)
+    scores = score_at(examples, predictions, threshold)
+    if halves is not None:
+        scores["threshold_halves"] = halves
+    return Evaluation(predictions, threshold, scores, windows, seconds)
+
+
+def null_odds_of(predictions):
+    """id -> null_odds; a question with no span at all stands far on the null's side."""
+    return {p.id: p.null_odds if p.null_odds is not None else 1e9 for p in predictions}
+
+
+def score_at(examples, predictions, threshold):
+    """v2.0 scores of `predictions` when "no answer" is said above `threshold`."""
+    texts = {p.id: answer_text(p, threshold) for p in predictions}
+    return evaluate_v2(references_of(examples), texts)
+
+
+def tune_threshold(examples, predictions):
+    """Returns (threshold, {"tuned_on": scores, "reported_on": scores}); F1 is what is maximised.
+
+    The halves share no context. When all questions are about one context there is only one half, and no
+    reported one.
+    """
+    tuned, reported = split_halves([example.context for example in examples])
+    if not tuned or not reported:
+        tuned, reported = tuned or reported, []
+    part = [examples[k] for k in tuned]
+    raw = [predictions[k] for k in tuned]
+    answers = {p.id: p.spans[0].text if p.spans else "" for p in raw}
+    _, f1 = question_scores(references_of(part), answers)
+    # what a span scores against "no answer" is 0, even one that normalises to nothing
+    f1 = {example.id: f1[example.id] if example.answers else 0.0 for example in part}
+    threshold, _ = best_threshold(null_odds_of(raw), f1, {example.id: bool(example.answers) for example in part})
+    halves = {"tuned_on": score_at(part, raw, threshold)}
+    if reported:
+        halves["reported_on"] = score_at(
+            [examples[k] for k in reported], [predictions[k] for k in reported], threshold
+        )
+    return threshold, halves
+
+
+def latency(reader, examples):
+    """Seconds per question at batch 1, median and 95th percentile, over LATENCY_QUESTIONS spread questions."""
+    step = max(1, len(examples) // LATENCY_QUESTIONS)
+    chosen = examples[::step][:LATENCY_QUESTIONS]
+    reader.ask(chosen[0].question, chosen[0].context)  # the first call pays for warming up
+    seconds = [reader.ask(example.question, example.context)[1] for example in chosen]
+    return {"p50": float(np.percentile(seconds, 50)), "p95": float(np.percentile(seconds, 95))}
+
+
+def nbest_of(prediction, offer_null):
+    """The records of nbest_predictions.json: best first, the null among them where it is offered."""
+    records = [
+        {
+            "text": span.text,
+            "probability": span.probability,
+            "start_logit": span.start_logit,
+            "end_logit": span.end_logit,
+        }
+        for span in prediction.spans
+    ]
+    if offer_null:
+        start, end = prediction.null or (0.0, 0.0)
+        records.append(
+            {"text": "", "probability": prediction.null_probability, "start_logit": start, "end_logit": end}
+        )
+        records.sort(key=lambda record: -record["probability"])
+    return records
+
+
+def prediction_files(predictions, threshold, offer_null):
+    """File name -> contents of the three files that leaderboards and scorers know."""
+    contents = (
+        {p.id: answer_text(p, threshold) for p in predictions},
+        {p.id: nbest_of(p, offer_null) for p in predictions},
+        null_odds_of(predictions) if offer_null else {},
+    )
+    return dict(zip(PREDICTION_FILES, contents, strict=True))

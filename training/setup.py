@@ -1,0 +1,191 @@
+"""What stands before and after the loop: building the reader, plans, progress, best weights, results."""
+
+import random
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common.files import read_bytes, read_json, write_atomic, write_folder, write_json
+from data.decode import DecodeSettings
+from data.windows import WindowSettings
+from reader import Reader, ReaderSettings
+from training.evaluate import PREDICTION_FILES, latency, prediction_files
+from training.run import peak_memory_bytes
+
+
+def seed_everything(seed):
+    """Seed every generator; what a run draws depends on nothing else."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def build_reader(source, options, device, precision, may_lack_answer):
+    """The Reader that is to be trained. A threshold of 0 stands until one is tuned."""
+    settings = ReaderSettings(
+        WindowSettings(options.window_length, options.window_overlap, options.window_step),
+        DecodeSettings(options.n_best, options.max_answer_tokens),
+        0.0 if may_lack_answer else None,
+    )
+    reader = Reader.load(
+        source.folder, settings=settings, device=str(device), precision=precision, dropout=options.dropout,
+        attention_dropout=options.attention_dropout,
+    )
+    reader.model.bert.encoder.gradient_checkpointing = options.checkpointing
+    return reader
+
+
+def parameter_counts(model):
+    """(trainable, total) parameters."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+
+
+def print_setup(reader, source, train_set, dev_set, windows, precision, notices):
+    """Say what is about to run, and what was noticed on the way."""
+    for notice in [*train_set.notices, *(dev_set.notices if dev_set else []), *notices]:
+        print(f"note: {notice}")
+    if windows.cut_questions:
+        limit = windows.settings.question_limit
+        print(f"note: {windows.cut_questions} questions are longer than {limit} tokens and were cut")
+    if windows.unlabelled:
+        where = windows.examples[windows.unlabelled[0]].where
+        print(f"note: {len(windows.unlabelled)} questions left out, no token touches their answer ({where} first)")
+    trainable, total = parameter_counts(reader.model)
+    revision = f" at {source.revision}" if source.revision else ""
+    print(f"model: {source.name}{revision} ({reader.report})")
+    print(f"parameters: {trainable:,} trainable of {total:,}; computing in {precision} on {reader.device}")
+    answers = "answers may be missing" if reader.settings.null_threshold is not None else "every question has an answer"
+    dev = f"{len(dev_set.examples):,} to score" if dev_set else "none to score"
+    print(f"data: {len(train_set.examples):,} questions in {len(windows):,} windows to train on, {dev}; {answers}")
+
+
+def plan_steps(options, steps_per_epoch, has_dev):
+    """(total steps, set of the steps after which to evaluate); the last step is always among them."""
+    total = options.max_steps or max(1, round(options.epochs * steps_per_epoch))
+    if not has_dev:
+        return total, set()
+    every = options.eval_every or steps_per_epoch
+    steps = set(range(every, total, every)) | {total}
+    return total, steps | {0} if options.eval_first else steps
+
+
+class Stopped(Exception):
+    """A signal came during an evaluation."""
+
+
+class StoppableBar:
+    """Passes updates on to a bar, and a signal on to whoever updates it."""
+
+    def __init__(self, bar, stop):
+        self.bar, self.stop = bar, stop
+
+    def update(self, count):
+        """Count `count` more; raises Stopped when a signal asked to leave."""
+        self.bar.update(count)
+        if self.stop.number is not None:
+            raise Stopped
+
+
+class Progress:
+    """The bar of a run: loss, rate, and an ETA that counts the evaluations still to come."""
+
+    def __init__(self, total_steps, state, evaluation_steps):
+        self.state, self.total, self.evaluation_steps = state, total_steps, evaluation_steps
+        self.loss = None
+        self.began_at = state.step
+        self.seconds = 0.0
+        self.bar = tqdm(
+            total=total_steps, initial=state.step, unit=" steps", disable=None, mininterval=0.5,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+    def step(self, result, seconds):
+        """Take note of one step."""
+        self.loss = result.loss if self.loss is None else 0.95 * self.loss + 0.05 * result.loss
+        self.seconds += seconds
+        rate = result.windows / seconds
+        self.bar.set_postfix_str(f"loss {self.loss:.3f}, {rate:.1f} windows/s, ETA {self.eta()}", refresh=False)
+        self.bar.update()
+
+    def eta(self):
+        """Remaining steps at this sitting's mean, and remaining evaluations at their mean so far."""
+        done = self.state.step - self.began_at
+        steps = (self.total - self.state.step) * self.seconds / max(1, done)
+        evaluations = [e["eval_seconds"] for e in self.state.evaluations]
+        to_come = sum(step > self.state.step for step in self.evaluation_steps)
+        if to_come and not evaluations:
+            return f"{tqdm.format_interval(steps)} + {to_come} evaluations"
+        return tqdm.format_interval(steps + to_come * sum(evaluations) / max(1, len(evaluations)))
+
+    @contextmanager
+    def evaluation(self, questions, stop):
+        """A bar for an evaluation's questions; its update raises Stopped once a signal has come."""
+        with tqdm(total=questions, desc="scoring", unit=" questions", leave=False, disable=None) as bar:
+            yield StoppableBar(bar, stop)
+
+    def show_scores(self, state):
+        """One line that stays: the scores of the latest evaluation."""
+        latest = state.evaluations[-1]
+        mark = ", the best so far" if state.best_step == latest["step"] else ""
+        tqdm.write(f"step {latest['step']}: exact match {latest['exact']:.2f}, F1 {latest['f1']:.2f}{mark}")
+
+
+def save_best(run, state, reader, result):
+    """Record an evaluation in `state`; when its F1 is the best, write reader, predictions and scores to best/."""
+    record = {"step": state.step, **result.scores, "null_threshold": result.threshold, "windows": result.windows,
+              "eval_seconds": result.seconds}
+    state.evaluated_step = state.step
+    state.evaluations.append(record)
+    if result.scores["f1"] <= state.best_score:
+        state.without_gain += 1
+        return
+    state.best_score, state.best_step, state.without_gain = result.scores["f1"], state.step, 0
+    reader.settings = replace(reader.settings, null_threshold=result.threshold)
+    files = prediction_files(result.predictions, result.threshold, result.threshold is not None)
+
+    def fill(folder):
+        (folder / "model").mkdir()
+        reader.save(folder / "model")
+        for name, content in files.items():
+            write_json(folder / name, content)
+        write_json(folder / "evaluation.json", record)
+
+    write_folder(run.best, fill)
+
+
+def write_results(run, state, reader, dev_set):
+    """Fill the run's folder with model/, the prediction files and metrics.json; returns the best scores or None."""
+    metrics, scores = {}, None
+    if run.best.is_dir():
+        reader = Reader.load(run.best / "model", device=str(reader.device), precision=reader.precision)
+        for name in PREDICTION_FILES:
+            write_atomic(run.root / name, read_bytes(run.best / name))
+        scores = read_json(run.best / "evaluation.json")
+        metrics = {name: value for name, value in scores.items() if name != "step"}
+        metrics["best_step"] = scores["step"]
+        metrics["seconds_per_question"] = latency(reader, dev_set.examples)
+    write_folder(run.model, reader.save)
+    trainable, total = parameter_counts(reader.model)
+    timed = max(state.timed_seconds, 1e-9)
+    metrics |= {
+        "steps": state.step,
+        "train_seconds": state.train_seconds,
+        "windows_per_second": state.timed_windows / timed,
+        "tokens_per_second": state.timed_tokens / timed,
+        "peak_memory_bytes": peak_memory_bytes(reader.device),
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "evaluations": state.evaluations,
+    }
+    write_json(run.metrics, metrics)
+    return scores

@@ -1,0 +1,28 @@
+"""SIGINT and SIGTERM as a polite request: finish the step, save, then leave."""
+
+import signal
+
+
+class StopRequest:
+    """A context in which the first SIGINT or SIGTERM only sets `number`; a second one acts as usual.
+
+    number: of the signal, or None. The exit code that shells expect is 128 + number.
+    """
+
+    def __init__(self):
+        self.number = None
+        self._before = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame):
+        self.number = number
+        for each, handler in self._before.items():
+            signal.signal(each, handler)

@@ -1,0 +1,90 @@
+"""One optimizer step: many micro-batches, one division, one update."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from data.batches import split_by_tokens, to_tensors
+from training.precision import autocast
+
+
+class NonFinite(ArithmeticError):
+    """Loss or gradient is not a finite number; nothing was updated."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """loss: mean over the step's windows. grad_norm: before clipping. tokens: real ones; padded: with padding."""
+
+    loss: float
+    grad_norm: float
+    windows: int
+    tokens: int
+    padded_tokens: int
+    updated: bool
+
+
+def span_loss(start_logits, end_logits, answer_mask, label):
+    """Sum over windows of (CE(start) + CE(end)) / 2 (Devlin et al. 2018, section 4.2).
+
+    start_logits, end_logits: (B, T) fp32; answer_mask: (B, T) bool, the slice; label: (B, 2) int64.
+    The softmax runs over [CLS] and the slice. The references run it over question and padding too; then
+    the loss of a window would depend on how far its neighbours in the batch made it be padded.
+    """
+    allowed = answer_mask.clone()
+    allowed[:, 0] = True  # [CLS], the place of "no answer here"
+    start = F.cross_entropy(start_logits.masked_fill(~allowed, float("-inf")), label[:, 0], reduction="sum")
+    end = F.cross_entropy(end_logits.masked_fill(~allowed, float("-inf")), label[:, 1], reduction="sum")
+    return (start + end) / 2
+
+
+def accumulate(model, window_set, windows, max_tokens, *, device, precision, scaler):
+    """Add the gradients of the mean loss over `windows` to the parameters; returns (loss, tokens, padded).
+
+    The sum of each micro-batch's loss is divided by the count of the whole step, so any way of splitting
+    gives the gradient of the whole batch. With means per micro-batch a ragged last one would weigh too much:
+    for windows of loss 1, 1, 1, 4 split 3 + 1, mean of means is 2.5 and the true mean 1.75.
+    """
+    total = torch.zeros((), device=device)
+    padded = 0
+    for part in split_by_tokens(window_set.length, windows, max_tokens):
+        batch = to_tensors(window_set.fill(part), device)
+        with autocast(device, precision):
+            start, end = model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
+        loss = span_loss(start, end, batch["answer_mask"], batch["label"]) / len(windows)
+        scaler.scale(loss).backward()
+        total += loss.detach()
+        padded += batch["input_ids"].numel()
+    return total.item(), int(window_set.length[windows].sum()), padded
+
+
+def train_step(
+    model, optimizer, scaler, window_set, windows, *, learning_rate, max_tokens, clip, device, precision
+):
+    """Learn from `windows` once; returns a StepResult.
+
+    learning_rate: for this step, times each parameter group's `scale`. clip: largest norm of the whole
+    gradient. Raises NonFinite before the update when loss or gradient is not finite; with fp16 a gradient
+    that overflowed is the scaler's business: the step is left out and the scale halved, and only a scale
+    that has fallen below 1 stops the run.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("scale", 1.0)
+    optimizer.zero_grad(set_to_none=True)
+    loss, tokens, padded = accumulate(
+        model, window_set, windows, max_tokens, device=device, precision=precision, scaler=scaler
+    )
+    scaler.unscale_(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip).item()
+    finite = torch.isfinite(torch.tensor([loss, grad_norm])).tolist()
+    if not finite[0]:
+        raise NonFinite(f"the loss is {loss}")
+    if not finite[1] and not scaler.is_enabled():
+        raise NonFinite(f"the norm of the gradient is {grad_norm}")
+    scaler.step(optimizer)
+    scaler.update()
+    if scaler.is_enabled() and scaler.get_scale() < 1.0:
+        raise NonFinite("the loss scale fell below 1, so every gradient overflows")
+    return StepResult(loss, grad_norm, len(windows), tokens, padded, finite[1])
