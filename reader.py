@@ -64,6 +64,12 @@ class ReaderSettings:
         return settings
 
 
+def default_settings(config):
+    """For a folder without reader.json: 384 tokens, a third of them overlap, or what the model's positions allow."""
+    length = min(384, config.max_position_embeddings)
+    return ReaderSettings(WindowSettings(length, overlap=length // 3))
+
+
 class Reader:
     """Answers questions. Attributes: model, tokenizer, settings, device, precision, report (LoadReport)."""
 
@@ -86,9 +92,7 @@ class Reader:
         config = read_config(folder)
         if settings is None:
             path = folder / SETTINGS_FILE
-            settings = ReaderSettings.from_file(path) if path.is_file() else ReaderSettings(
-                WindowSettings(length=min(384, config.max_position_embeddings))
-            )
+            settings = ReaderSettings.from_file(path) if path.is_file() else default_settings(config)
         tokenizer = load_tokenizer(folder, config.vocab_size)
         model, report = load_model(folder, dropout=dropout, attention_dropout=attention_dropout)
         device = choose_device(device)

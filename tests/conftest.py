@@ -1,0 +1,23 @@
+"""Shared fixtures. Threads are fixed, since results are bit-identical only for the same number."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A model folder with a trained-looking head, to be read only."""
+    from tests.tiny_model import make_folder
+
+    return make_folder(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_folder(tmp_path_factory):
+    """The same without a span head, as pretrained encoders come; to be read only."""
+    from tests.tiny_model import make_folder
+
+    return make_folder(tmp_path_factory.mktemp("tiny-encoder"), with_head=False)
