@@ -74,14 +74,15 @@ def best_spans(start_logits, end_logits, answer_mask, settings):
 
     start_logits, end_logits: (B, T) fp32. answer_mask: (B, T) bool, where an answer may lie. Returns numpy
     arrays (B, n): first token, last token, start logit, end logit; unused places have a start logit of
-    -inf. The references weigh only the 20 best starts against the 20 best ends; this is the same list
+    -inf, and so has every token whose logit is not finite. The references weigh only the 20 best starts against the 20 best ends; this is the same list
     whenever theirs is complete, and never comes out empty for a window with a context.
     """
     B, T = start_logits.shape
     L = min(settings.max_answer_tokens, T)
     lowest = float("-inf")
-    starts = start_logits.masked_fill(~answer_mask, lowest)
-    ends = end_logits.masked_fill(~answer_mask, lowest)
+    # topk would take NaN for the greatest
+    starts = start_logits.masked_fill(~answer_mask | ~start_logits.isfinite(), lowest)
+    ends = end_logits.masked_fill(~answer_mask | ~end_logits.isfinite(), lowest)
     # ends_after[b, t, k] is the end logit of token t + k
     ends_after = torch.nn.functional.pad(ends, (0, L - 1), value=lowest).unfold(1, L, 1)  # (B, T, L)
     scores = (starts[:, :, None] + ends_after).flatten(1)  # (B, T * L)

@@ -17,6 +17,10 @@ from common.errors import InputError
 
 TOKENIZER_BATCH = 512  # texts handed to the tokenizer at once: enough to use every core
 PIECE_CHARACTERS = 200_000  # a book is tokenised in pieces of about this size, so that memory stays bounded
+# What BERT's tokenizer takes for white space. Python's \s has six more (\v, \f, U+001C-U+001F, U+0085), which the
+# tokenizer deletes: "play\x1cing" is one word to it, so no text may be cut there.
+GAP = re.compile("[ \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
+SURROGATE = re.compile("[\ud800-\udfff]")  # halves of pairs, which a Python string may hold and UTF-8 may not
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,7 @@ def split_long(text):
     """
     start = 0
     while len(text) - start > PIECE_CHARACTERS:
-        gap = re.compile(r"\s").search(text, start + PIECE_CHARACTERS)
+        gap = GAP.search(text, start + PIECE_CHARACTERS)
         if gap is None:
             break
         yield start, text[start : gap.start()]
@@ -106,7 +110,12 @@ def split_long(text):
 
 
 def encode(tokenizer, texts):
-    """Yield (ids int32 (n,), offsets int32 (n, 2)) of each text, without special tokens."""
+    """Yield (ids int32 (n,), offsets int32 (n, 2)) of each text, without special tokens.
+
+    Half a surrogate pair, which undecodable bytes of a command line become, goes to the tokenizer as U+FFFD:
+    one character for one, so offsets stay.
+    """
+    texts = [SURROGATE.sub("\ufffd", text) for text in texts]
     pieces = [(number, start, piece) for number, text in enumerate(texts) for start, piece in split_long(text)]
     ids, offsets = [[] for _ in texts], [[] for _ in texts]
     # a long text goes piece by piece: the tokenizer's own records are ten times the size of the arrays
@@ -122,7 +131,7 @@ def encode(tokenizer, texts):
 
 
 def label_tokens(offsets, start, end):
-    """First and last token of an answer: the fewest tokens that cover every code point any token covers.
+    """First and last token of an answer, the run of those that share a code point with it.
 
     offsets: (n, 2). start, end: code points of the answer. Returns (first, last), or None when no token
     touches the answer (it is all white space or characters the tokenizer drops).
