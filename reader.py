@@ -3,6 +3,7 @@
 Training's evaluation, the prompt, a file of questions: all of them ask this class.
 """
 
+import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,8 +46,8 @@ class ReaderSettings:
     def from_file(cls, path):
         """Read reader.json; InputError for another format number or unusable values."""
         values = read_json(path)
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            found = values.get("format") if isinstance(values, dict) else None
+        found = values.get("format") if isinstance(values, dict) else None
+        if type(found) is not int or found != FORMAT:
             raise InputError(f"{path}: format {found!r} is unknown here; this version reads format {FORMAT}")
         try:
             settings = cls(
@@ -55,12 +56,17 @@ class ReaderSettings:
         except (KeyError, TypeError) as error:
             raise InputError(f"{path}: not the settings of a reader ({error})") from None
         threshold, decode = settings.null_threshold, settings.decode
-        if threshold is not None and type(threshold) not in (int, float):
+        usable = type(threshold) is int or type(threshold) is float and math.isfinite(threshold)  # 1e999 is inf
+        if threshold is not None and not usable:
             raise InputError(f"{path}: null_threshold: expected a number or null, found {threshold!r}")
         for name in ("n_best", "max_answer_tokens"):
-            if type(getattr(decode, name)) is not int or getattr(decode, name) < 1:
-                raise InputError(f"{path}: decode.{name}: expected a whole number above 0")
-        settings.windows.check()
+            value = getattr(decode, name)
+            if type(value) is not int or value < 1:
+                raise InputError(f"{path}: decode.{name}: expected a whole number above 0, found {value!r}")
+        try:
+            settings.windows.check()
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
         return settings
 
 
@@ -71,16 +77,21 @@ def default_settings(config):
 
 
 class Reader:
-    """Answers questions. Attributes: model, tokenizer, settings, device, precision, report (LoadReport)."""
+    """Answers questions. Attributes: model, tokenizer, settings, device, precision, report (LoadReport).
+
+    `predict` and `ask` change nothing here, so threads may share one Reader.
+    """
 
     def __init__(self, model, tokenizer, settings, *, device, precision, report=None):
         self.model = model.to(device)
         self.tokenizer, self.settings = tokenizer, settings
         self.device, self.precision, self.report = device, precision, report
-        self.windows_seen = 0  # by the latest `predict`
         known = model.config.max_position_embeddings
         if settings.windows.check().length > known:
-            raise InputError(f"windows of {settings.windows.length} tokens are longer than this model's {known} positions")
+            raise InputError(
+                f"windows of {settings.windows.length} tokens are longer than this model's {known} positions: "
+                f"choose a shorter window"
+            )
 
     @classmethod
     def load(cls, folder, *, settings=None, device="auto", precision="auto", dropout=None, attention_dropout=None):
@@ -115,7 +126,6 @@ class Reader:
         chunks of CHUNK_QUESTIONS and a window's logits are reduced at once: memory does not grow with
         the number of questions, and with a text's length only by its tokens.
         """
-        self.windows_seen = 0
         if offer_null is None:
             offer_null = self.settings.null_threshold is not None
         for first in range(0, len(examples), CHUNK_QUESTIONS):
@@ -125,7 +135,7 @@ class Reader:
 
     def _predict_chunk(self, examples, offer_null, progress, tokens_per_batch):
         windows = WindowSet(examples, self.tokenizer, self.settings.windows)
-        self.windows_seen += len(windows)
+        first_windows = np.searchsorted(windows.example, np.arange(len(examples)))
         found = [QuestionSpans() for _ in examples]
         remaining = np.bincount(windows.example, minlength=len(examples))
         if progress is not None:
@@ -136,7 +146,8 @@ class Reader:
             for row, window in enumerate(batch):
                 example = windows.example[window]
                 found[example].add(
-                    windows.offsets(window), windows.prefix(window), [x[row] for x in candidates], nulls[row], n_best
+                    int(window - first_windows[example]), windows.offsets(window), windows.prefix(window),
+                    [x[row] for x in candidates], nulls[row], n_best,
                 )
             np.subtract.at(remaining, windows.example[batch], 1)
             if progress is not None:

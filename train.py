@@ -3,13 +3,14 @@
 Reads top to bottom: `train` sets up, `loop` learns, `finish` scores and writes the model.
 """
 
-import json
+import shlex
 import sys
 import time
 
 from common.errors import InputError
 from common.options import parse, render_config
 from training.options import TRAIN_OPTIONS
+from training.signals import StopRequest, Terminated, terminable
 
 DESCRIPTION = "Fine-tune a BERT to answer questions from a text, or to say that the text does not answer."
 FIRST_STEPS = 5  # of each sitting, left out of the rates: caches and allocators warm up
@@ -22,37 +23,45 @@ def main(argv=None):
         if options.print_config:
             print(render_config(options), end="")
             return 0
-        return train(options)
+        with terminable():
+            return train(options)
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as stop:  # outside the loop, where nothing waits to be saved
+        print("train.py: stopped; a run that had begun goes on with the same --out and --resume", file=sys.stderr)
+        return 143 if isinstance(stop, Terminated) else 130
 
 
 def train(options):
+    """Enter the run's folder, alone, and train there; returns the exit code."""
+    from training.run import RunFolder, enter_folder, recorded_options, settle_options  # heavy: --help is quick
+
+    options = settle_options(options)
+    run = RunFolder(options.out)
+    with enter_folder(run, options.resume):
+        if options.resume and run.config.is_file():
+            options = recorded_options(options, run)
+            if run.finished:
+                print(f"{run.root}: this run is finished; nothing to do")
+                return 0
+        elif options.resume:
+            print(f"{run.root}: no run to resume there; starting one")
+        return train_in(run, options)
+
+
+def train_in(run, options):
     """Set up what the options ask for, then learn, then finish; returns the exit code."""
-    from tqdm import tqdm  # the heavy imports come after the options, so that --help is quick
+    from tqdm import tqdm
 
     from data.windows import WindowSet
     from model.source import resolve_model
     from training.optimizer import make_optimizer
     from training.precision import choose_device, choose_precision, make_scaler
-    from training.run import (
-        RunFolder, check_folder, check_space, data_files, describe_run, has_checkpoint, read_split, recorded_options,
-        settle_options, write_or_compare,
-    )
+    from training.run import check_space, data_files, describe_run, has_checkpoint, read_split, write_or_compare
     from training.setup import build_reader, print_setup, seed_everything
     from training.state import LoopState, complete_checkpoints, load_checkpoint, sweep_leftovers
-
-    options = settle_options(options)
-    run = RunFolder(options.out)
-    check_folder(run, options.resume)
-    if options.resume and run.config.is_file():
-        options = recorded_options(options, run)
-        if run.finished:
-            print(f"{run.root}: this run is finished; nothing to do")
-            return 0
-    elif options.resume:
-        print(f"{run.root}: no run to resume there; starting one")
+    from training.step import NonFinite
 
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
@@ -89,9 +98,17 @@ def train(options):
     sweep_leftovers(run.checkpoints)
     run.cut_log(state.step)
 
-    signal_number = loop(options, run, state, reader, windows, dev_set, optimizer, scaler)
+    try:
+        signal_number = loop(options, run, state, reader, windows, dev_set, optimizer, scaler)
+    except NonFinite as error:
+        print(
+            f"train.py: step {state.step + 1}: {error}, and nothing was updated; start again in another --out with a "
+            f"lower --lr or with --precision fp32", file=sys.stderr,
+        )
+        return 1
     if signal_number is not None:
-        print(f"stopped after step {state.step}; continue with: python train.py --resume --out {run.root}")
+        folder = shlex.quote(str(run.root))
+        print(f"stopped after step {state.step}; continue with: python train.py --resume --out {folder}")
         return 128 + signal_number
     finish(run, state, reader, dev_set)
     return 0
@@ -107,22 +124,22 @@ def loop(options, run, state, reader, windows, dev_set, optimizer, scaler):
     from training.evaluate import evaluate
     from training.optimizer import learning_rate
     from training.setup import Progress, Stopped, plan_steps, save_best
-    from training.signals import StopRequest
     from training.state import save_checkpoint
-    from training.step import NonFinite, train_step
+    from training.step import train_step
 
     steps_per_epoch = -(-len(windows) // options.batch_size)
     total_steps, evaluation_steps = plan_steps(options, steps_per_epoch, has_dev=dev_set is not None)
     device, precision, model = reader.device, reader.precision, reader.model
     batches, batches_epoch = None, None
-    sitting_steps = 0
+    sitting_steps, saved = 0, None
 
     def save():
-        save_checkpoint(run.checkpoints, state, model, optimizer, scaler, options.keep)
+        nonlocal saved
+        if saved != (state.step, state.evaluated_step):
+            save_checkpoint(run.checkpoints, state, model, optimizer, scaler, options.keep)
+            saved = state.step, state.evaluated_step
 
-    with StopRequest() as stop, Progress(total_steps, state, evaluation_steps) as progress, open(
-        run.log, "a", encoding="utf-8"
-    ) as log:
+    with StopRequest() as stop, Progress(total_steps, state, evaluation_steps) as progress:
         while True:
             if state.step in evaluation_steps and state.evaluated_step < state.step:
                 may_lack_answer = reader.settings.null_threshold is not None
@@ -135,9 +152,8 @@ def loop(options, run, state, reader, windows, dev_set, optimizer, scaler):
                 save_best(run, state, reader, result)
                 save()
                 progress.show_scores(state)
-            if state.step == total_steps or (options.patience and state.without_gain >= options.patience):
-                return None
-            if stop.number is not None:
+            learned = state.step == total_steps or (options.patience and state.without_gain >= options.patience)
+            if learned or stop.number is not None:
                 save()
                 return stop.number
 
@@ -147,16 +163,10 @@ def loop(options, run, state, reader, windows, dev_set, optimizer, scaler):
             rate = learning_rate(state.step, total_steps, options.lr, options.warmup)
             model.train()
             began = time.perf_counter()
-            try:
-                result = train_step(
-                    model, optimizer, scaler, windows, batches[state.position], learning_rate=rate,
-                    max_tokens=options.tokens_per_micro_batch, clip=options.clip, device=device, precision=precision,
-                )
-            except NonFinite as error:
-                raise SystemExit(
-                    f"train.py: step {state.step + 1}: {error}; nothing was updated. Try a lower --lr or --precision fp32, "
-                    f"or go on from the last checkpoint with --resume"
-                ) from None
+            result = train_step(
+                model, optimizer, scaler, windows, batches[state.position], learning_rate=rate,
+                max_tokens=options.tokens_per_micro_batch, clip=options.clip, device=device, precision=precision,
+            )
             seconds = time.perf_counter() - began
 
             state.step += 1
@@ -169,13 +179,12 @@ def loop(options, run, state, reader, windows, dev_set, optimizer, scaler):
                 state.timed_seconds += seconds
                 state.timed_windows += result.windows
                 state.timed_tokens += result.tokens
-            record = {
+            run.append_log({
                 "step": state.step, "epoch": state.epoch, "loss": result.loss, "lr": rate,
-                "grad_norm": result.grad_norm, "windows": result.windows, "tokens": result.tokens,
-                "padded_tokens": result.padded_tokens, "updated": result.updated, "seconds": seconds,
-            }
-            log.write(json.dumps(record) + "\n")
-            log.flush()
+                "grad_norm": result.grad_norm if result.updated else None, "windows": result.windows,
+                "tokens": result.tokens, "padded_tokens": result.padded_tokens, "updated": result.updated,
+                "seconds": seconds,
+            })
             progress.step(result, seconds)
             if state.step % options.save_every == 0 and state.step not in evaluation_steps:
                 save()
@@ -193,7 +202,7 @@ def finish(run, state, reader, dev_set):
         reported = scores.get("threshold_halves", {}).get("reported_on")
         if reported:
             print(f"on the half that did not tune the no-answer threshold: {reported['exact']:.2f}, {reported['f1']:.2f}")
-    print(f"ask it: python infer.py --model {run.model}")
+    print(f"ask it: python infer.py --model {shlex.quote(str(run.model))}")
 
 
 def tqdm_bytes(total, initial, desc):

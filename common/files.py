@@ -11,9 +11,9 @@ from common.errors import InputError
 def read_bytes(path):
     """Return the bytes of `path`; InputError when it is missing, a folder or unreadable."""
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: this is a folder, and a file is expected here")
     try:
+        if path.is_dir():  # raises for a name too long, or inside a folder one may not enter
+            raise InputError(f"{path}: this is a folder, and a file is expected here")
         return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
@@ -88,7 +88,8 @@ def write_atomic(path, data):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():  # unlink(missing_ok=True) would itself raise below a path that is a file
+            temporary.unlink()
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
     sync_folder(path.parent)
 
@@ -122,6 +123,9 @@ def write_folder(path, fill):
         os.rename(temporary, path)
         sync_folder(path.parent)
         shutil.rmtree(aside, ignore_errors=True)
+    except InputError:  # of what `fill` calls
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -42,8 +42,9 @@ class Prediction:
     """What a model says to one question.
 
     spans: best first, without two of the same place. null: (start, end) logits of [CLS] in the window
-    where their sum is least, or None when there was no window. null_probability: beside the spans'
-    probabilities, 0.0 where no null is offered. reason: why there is no span, if there is none.
+    where their sum is least; None, and then no spans either, when no window could be scored.
+    null_probability: beside the spans' probabilities, 0.0 where no null is offered. reason: why there is no
+    span, if there is none. windows: how many the text made.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Prediction:
     null: tuple[float, float] | None
     null_probability: float
     reason: str | None = None
+    windows: int = 0
 
     @property
     def null_odds(self):
@@ -74,8 +76,9 @@ def best_spans(start_logits, end_logits, answer_mask, settings):
 
     start_logits, end_logits: (B, T) fp32. answer_mask: (B, T) bool, where an answer may lie. Returns numpy
     arrays (B, n): first token, last token, start logit, end logit; unused places have a start logit of
-    -inf, and so has every token whose logit is not finite. The references weigh only the 20 best starts against the 20 best ends; this is the same list
-    whenever theirs is complete, and never comes out empty for a window with a context.
+    -inf. A token whose logit is not finite is no candidate. The references weigh only the 20 best starts
+    against the 20 best ends; this is the same list whenever theirs is complete, and never comes out empty
+    for a window with a context and finite logits.
     """
     B, T = start_logits.shape
     L = min(settings.max_answer_tokens, T)
@@ -102,24 +105,29 @@ class QuestionSpans:
         self.null = None
         self.windows = 0
 
-    def add(self, offsets, prefix, candidates, null, keep):
-        """Take in one window.
+    def add(self, window, offsets, prefix, candidates, null, keep):
+        """Take in one window; they may come in any order.
 
-        offsets: (n, 2) of the slice's tokens. prefix: tokens before the slice. candidates: its rows of
-        `best_spans`. null: (start, end) logits of [CLS]. keep: how many spans are enough.
+        window: its number within the question. offsets: (n, 2) of the slice's tokens. prefix: tokens before
+        the slice. candidates: its rows of `best_spans`. null: (start, end) logits of [CLS]; where they are
+        not finite the whole window is passed over. keep: how many spans are enough.
         """
-        for first, last, start_logit, end_logit in zip(*candidates, strict=True):
-            if start_logit == -math.inf or not math.isfinite(start_logit + end_logit):
+        self.windows += 1
+        null = tuple(map(float, null))
+        if not all(map(math.isfinite, null)):
+            return
+        for first, last, start_logit, end_logit in zip(*(x.tolist() for x in candidates), strict=True):
+            if start_logit == -math.inf:
                 continue
             place = (int(offsets[first - prefix, 0]), int(offsets[last - prefix, 1]))
             if place[0] >= place[1]:  # tokens without width, as some tokenizers make
                 continue
             known = self.spans.get(place)
-            if known is None or start_logit + end_logit > known[0] + known[1]:
-                self.spans[place] = (float(start_logit), float(end_logit), self.windows)
+            rank = (start_logit + end_logit, -window)  # the earliest window, when two give the same score
+            if known is None or rank > (known[0] + known[1], -known[2]):
+                self.spans[place] = (start_logit, end_logit, window)
         if self.null is None or sum(null) < sum(self.null):
-            self.null = (float(null[0]), float(null[1]))
-        self.windows += 1
+            self.null = null
         if len(self.spans) > 8 * keep:  # a book has thousands of windows
             self.spans = dict(self.ranked()[:keep])
 
@@ -129,10 +137,10 @@ class QuestionSpans:
 
     def prediction(self, example, n_best, offer_null):
         """The finished Prediction; probabilities are one softmax over the n best of all windows and the null."""
-        best = self.ranked()[:n_best]
+        best = self.ranked()[:n_best] if example.question.strip() else []
         if not best:
-            reason = "the context is empty" if not example.context.strip() else "the context has no readable words"
-            return Prediction(example.id, (), self.null, 1.0 if offer_null else 0.0, reason)
+            null_probability = 1.0 if offer_null else 0.0
+            return Prediction(example.id, (), self.null, null_probability, self.no_span(example), self.windows)
         scores = [start + end for _, (start, end, _) in best]
         if offer_null:
             scores.append(sum(self.null))
@@ -142,4 +150,15 @@ class QuestionSpans:
             Span(example.context[a:b], a, b, start, end, float(probability), window)
             for ((a, b), (start, end, window)), probability in zip(best, probabilities, strict=False)
         )
-        return Prediction(example.id, spans, self.null, float(probabilities[-1]) if offer_null else 0.0)
+        null_probability = float(probabilities[-1]) if offer_null else 0.0
+        return Prediction(example.id, spans, self.null, null_probability, windows=self.windows)
+
+    def no_span(self, example):
+        """Why there is no answer to `example`."""
+        if not example.context.strip():
+            return "the context is empty"
+        if not example.question.strip():
+            return "the question is empty"
+        if self.windows == 0:
+            return "the context has no readable words"
+        return "the model's scores are not finite numbers"

@@ -4,6 +4,7 @@
 gives are code points of the original text, whatever its normaliser dropped or decomposed on the way.
 """
 
+from io import StringIO
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -35,16 +36,11 @@ def load_tokenizer(folder, vocab_size=None):
         path = folder / "vocab.txt"
         if not path.is_file():
             raise InputError(f"{folder}: neither tokenizer.json nor vocab.txt in it")
-        settings = folder / "tokenizer_config.json"
-        lowercase = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
-        words = read_text(path).splitlines()
-        tokenizer = BertWordPieceTokenizer(
-            {word: number for number, word in enumerate(words)}, lowercase=lowercase
-        )._tokenizer
-    for token in SPECIAL_TOKENS:
-        if tokenizer.token_to_id(token) is None:
-            raise InputError(f"{path}: the vocabulary has no {token}, so this is not a BERT tokenizer")
-    size = max(tokenizer.get_vocab().values()) + 1
+        tokenizer = from_vocabulary(path, folder / "tokenizer_config.json")
+    vocabulary = tokenizer.get_vocab()
+    # tokens added beside the vocabulary do not count: WordPiece needs an [UNK] of its own, or it raises later
+    require_special_tokens(path, tokenizer.get_vocab(with_added_tokens=False))
+    size = max(vocabulary.values()) + 1
     if vocab_size is not None and size > vocab_size:
         raise InputError(
             f"{path}: has ids up to {size - 1}, and the model knows {vocab_size} word pieces: they do not belong together"
@@ -55,15 +51,49 @@ def load_tokenizer(folder, vocab_size=None):
     return tokenizer
 
 
+def require_special_tokens(path, vocabulary):
+    """Raise InputError when the vocabulary lacks what a window is built with."""
+    for token in SPECIAL_TOKENS:
+        if token not in vocabulary:
+            raise InputError(f"{path}: the vocabulary has no {token}, so this is not a BERT tokenizer")
+
+
+def from_vocabulary(path, settings_path):
+    """The tokenizer of a `vocab.txt`, a word piece a line, its number the id; settings may be absent."""
+    # only line ends part the lines: str.splitlines would also cut at a piece such as U+2028 and shift all ids
+    words = [line.rstrip("\n") for line in StringIO(read_text(path), newline=None)]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    require_special_tokens(path, vocabulary)
+    settings = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
+    found = read_json(settings_path) if settings_path.is_file() else {}
+    if not isinstance(found, dict):
+        raise InputError(f"{settings_path}: expected a JSON object of the tokenizer's settings")
+    for name, default in settings.items():
+        value = found.get(name, default)
+        if type(value) is not bool and value is not default:
+            raise InputError(f"{settings_path}: {name} should be true or false, found {value!r}")
+        settings[name] = value
+    return BertWordPieceTokenizer(
+        vocabulary,
+        lowercase=settings["do_lower_case"],
+        strip_accents=settings["strip_accents"],  # None: as lowercase
+        handle_chinese_chars=settings["tokenize_chinese_chars"],
+    )._tokenizer
+
+
 def save_tokenizer(tokenizer, folder):
     """Write `tokenizer.json` and the `tokenizer_config.json` that transformers wants beside it."""
     folder = Path(folder)
+    normalizer = tokenizer.normalizer
     write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=False))
     write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "BertTokenizer",
-            "do_lower_case": getattr(tokenizer.normalizer, "lowercase", False),
+            # from these three transformers makes its normaliser, whatever tokenizer.json says
+            "do_lower_case": getattr(normalizer, "lowercase", False),
+            "strip_accents": getattr(normalizer, "strip_accents", None),
+            "tokenize_chinese_chars": getattr(normalizer, "handle_chinese_chars", True),
             "unk_token": "[UNK]",
             "sep_token": "[SEP]",
             "pad_token": "[PAD]",

@@ -17,8 +17,8 @@ from common.errors import InputError
 
 TOKENIZER_BATCH = 512  # texts handed to the tokenizer at once: enough to use every core
 PIECE_CHARACTERS = 200_000  # a book is tokenised in pieces of about this size, so that memory stays bounded
-# What BERT's tokenizer takes for white space. Python's \s has six more (\v, \f, U+001C-U+001F, U+0085), which the
-# tokenizer deletes: "play\x1cing" is one word to it, so no text may be cut there.
+# What BERT's tokenizer takes for white space. Python's \s has seven more (\v, \f, U+001C-U+001F, U+0085), which
+# the tokenizer deletes: "play\x1cing" is one word to it, so no text may be cut there.
 GAP = re.compile("[ \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 SURROGATE = re.compile("[\ud800-\udfff]")  # halves of pairs, which a Python string may hold and UTF-8 may not
 
@@ -139,7 +139,7 @@ def label_tokens(offsets, start, end):
     Worked example: "(1895-1943)" has tokens ( 1895 - 1943 ) with offsets 0-1 1-5 5-6 6-10 10-11; the
     answer "1895" is 1-5: the first token that ends after 1 is 1, the last that starts before 5 is 1.
     """
-    touched = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end) & (offsets[:, 1] > offsets[:, 0]))
+    touched = np.flatnonzero(np.minimum(offsets[:, 1], end) > np.maximum(offsets[:, 0], start))
     return (int(touched[0]), int(touched[-1])) if len(touched) else None
 
 

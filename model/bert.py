@@ -76,10 +76,14 @@ class BertConfig:
             number_fits = isinstance(value, (int, float)) if field.type is float else isinstance(value, field.type)
             if not number_fits or isinstance(value, bool):
                 raise InputError(f"{source}: {field.name} should be {field.type.__name__}, found {value!r}")
-            if field.type is int and value < (0 if field.name == "pad_token_id" else 1):
+            if field.type is not str and not lowest(field) <= value < (1 if field.name.endswith("_prob") else float("inf")):
                 raise InputError(f"{source}: {field.name} cannot be {value}")
             chosen[field.name] = value
         config = cls(**chosen)
+        if config.pad_token_id >= config.vocab_size:
+            raise InputError(
+                f"{source}: pad_token_id {config.pad_token_id} is not below vocab_size {config.vocab_size}"
+            )
         if config.hidden_size % config.num_attention_heads:
             raise InputError(
                 f"{source}: hidden_size {config.hidden_size} is not a multiple of "
@@ -94,6 +98,11 @@ class BertConfig:
     def to_dict(self):
         """The `config.json` of a question-answering BERT that transformers opens."""
         return {"architectures": ["BertForQuestionAnswering"], "model_type": "bert", **asdict(self)}
+
+
+def lowest(field):
+    """The smallest value a number of BertConfig may have: two token types, for question and text."""
+    return {"pad_token_id": 0, "type_vocab_size": 2}.get(field.name, 1 if field.type is int else 0)
 
 
 class LayerNorm(nn.Module):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 
 from common.errors import InputError
 from common.files import read_json, write_json
@@ -107,7 +107,10 @@ def weight_files(folder):
         table = read_json(index)
         if not isinstance(table, dict) or not isinstance(table.get("weight_map"), dict):
             raise InputError(f"{index}: weight_map: expected an object of tensor name to file name")
-        return [folder / name for name in sorted(set(table["weight_map"].values()))]
+        names = list(table["weight_map"].values())
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise InputError(f"{index}: weight_map: expected an object of tensor name to file in this folder")
+        return [folder / name for name in sorted(set(names))]
     if (folder / "pytorch_model.bin").is_file():
         raise InputError(
             f"{folder}: only pytorch_model.bin, a pickle, which can run code when read; convert it where transformers "
@@ -134,8 +137,8 @@ def read_tensors(folder):
 def load_weights(model, folder):
     """Copy a folder's tensors into `model`, in place, as fp32; returns a LoadReport.
 
-    Raises InputError when a tensor is unknown, twice there, of the wrong shape or not of floating point,
-    or when any but the head's parameters stays without one.
+    Raises InputError when a tensor is unknown, twice there, of the wrong shape, not of floating point or
+    not finite, or when any but the head's parameters stays without one.
     """
     parameters = dict(model.named_parameters())
     used, left_out, filled = [], [], set()
@@ -158,6 +161,8 @@ def load_weights(model, folder):
             if not tensor.is_floating_point():
                 raise InputError(f"{path}: tensor {name} is {tensor.dtype}, and floating point is expected")
             parameters[ours].copy_(tensor)
+            if not parameters[ours].isfinite().all():
+                raise InputError(f"{path}: tensor {name} holds NaN or infinity; get it again")
             filled.add(ours)
             used.append(name)
     missing = [name for name in parameters if name not in filled]
@@ -188,5 +193,6 @@ def save_weights(model, folder):
     """
     folder = Path(folder)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.named_parameters()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    # not save_file, which reports a full disk as an error of the format
+    (folder / "model.safetensors").write_bytes(to_safetensors(tensors, metadata={"format": "pt"}))
     write_json(folder / "config.json", model.config.to_dict())

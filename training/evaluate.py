@@ -51,7 +51,7 @@ def evaluate(reader, examples, *, may_lack_answer, threshold=None, tune=True, pr
     began = time.perf_counter()
     predictions = list(reader.predict(examples, offer_null=may_lack_answer, progress=progress))
     seconds = time.perf_counter() - began
-    windows = reader.windows_seen
+    windows = sum(p.windows for p in predictions)
     if not may_lack_answer:
         texts = {p.id: answer_text(p, None) for p in predictions}
         scores = evaluate_v1(references_of(examples), texts)

@@ -32,7 +32,7 @@ TRAIN_OPTIONS = (
     Option("warmup", float, 0.1, "Share of the steps in which the rate rises.", LOOP, minimum=0, maximum=1),
     Option("weight_decay", float, 0.01, "AdamW's decay of matrices.", LOOP, minimum=0),
     Option("clip", float, 1.0, "Largest norm of the gradient.", LOOP, above=0),
-    Option("seed", int, 0, "Of the head, the order of the data and dropout.", LOOP, minimum=0),
+    Option("seed", int, 0, "Of the head, the order of the data and dropout.", LOOP, minimum=0, maximum=2**63 - 1),
     Option("precision", str, "auto", "Number format of the matrix products.", LOOP,
            choices=("auto", "fp32", "bf16", "fp16")),
     Option("device", str, "auto", "auto, cpu, cuda or cuda:1.", LOOP),

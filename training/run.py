@@ -4,10 +4,18 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
+import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: there two processes in one folder are not told apart
+    fcntl = None
 
 import numpy as np
 import tokenizers
@@ -17,10 +25,13 @@ from common.errors import InputError
 from common.files import read_json, write_atomic, write_json
 from data.download import cache_folder, fetch
 from data.readers import read_dataset
+from data.windows import WindowSettings
 from training.state import complete_checkpoints
 
 FORMAT = 1  # of the run folder
 FREE_ON_RESUME = ("resume", "out", "recipe", "print_config")
+MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+LEFTOVER = re.compile(r"\.config\.json\.\d+\.partial")  # all that a kill before the first step can leave
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +79,14 @@ class RunFolder:
             raise InputError(f"{self.config}: options: expected an object; the file is not a run's")
         return values
 
+    def append_log(self, record):
+        """Add a step's record to log.jsonl."""
+        try:
+            with open(self.log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record, allow_nan=False) + "\n")
+        except OSError as error:
+            raise InputError(f"{self.log}: cannot be written ({error.strerror})") from None
+
     def cut_log(self, step):
         """Drop records after `step`, and a last line that a kill left unfinished: they will come again."""
         if not self.log.is_file():
@@ -102,6 +121,11 @@ def settle_options(options):
         raise InputError("--window-overlap and --window-step say the same thing in two ways: give one of them")
     if options.window_overlap is None and options.window_step is None:
         options = options.replace("default", window_overlap=min(128, options.window_length // 3))
+    WindowSettings(options.window_length, options.window_overlap, options.window_step).check()
+    for name in ("train", "dev"):  # absolute, so that --resume finds them from any folder
+        paths = getattr(options, name)
+        if paths:
+            options = options.replace(options.origins[name], **{name: [path.absolute() for path in paths]})
     if options.out is None:
         options = options.replace("default", out=default_out(options))
     return options
@@ -127,22 +151,69 @@ def recorded_options(options, run):
     return options.replace(str(run.config), **{n: v for n, v in recorded.items() if n not in FREE_ON_RESUME})
 
 
+@contextmanager
+def enter_folder(run, resume):
+    """A context that has the run's folder to itself; a folder made for it and left empty is taken away again.
+
+    Raises InputError when the folder holds something else, cannot be written to, or is another train.py's
+    at this moment. The lock is the system's, on the folder, so a kill leaves none behind (POSIX only).
+    """
+    try:
+        made = [path for path in (run.root, *run.root.parents) if not path.exists()]
+        run.root.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(run.root)
+    except OSError as error:
+        raise InputError(f"{run.root}: cannot be made, and --out wants a folder ({error.strerror})") from None
+    try:
+        check_folder(run, resume)
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+        for path in made:
+            if not path.is_dir() or any(path.iterdir()):
+                break
+            path.rmdir()
+
+
+def lock_folder(folder):
+    """Lock `folder` until the returned handle is closed; None where the system has no such locks."""
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InputError(f"{folder}: another train.py is at work in it; wait for it or choose another --out") from None
+    except OSError:  # some network file systems cannot lock folders
+        os.close(handle)
+        return None
+    return handle
+
+
 def check_folder(run, resume):
     """Refuse a folder that holds something else, or that cannot be written to."""
-    if run.root.is_dir() and any(run.root.iterdir()) and not resume:
+    held = any(not LEFTOVER.fullmatch(path.name) for path in run.root.iterdir())
+    if held and not (resume and run.config.is_file()):
         holds = "a finished run" if run.finished else "a run" if run.config.is_file() else "other files"
         advice = "add --resume to continue it, or " if run.config.is_file() else ""
         raise InputError(f"{run.root}: already holds {holds}; {advice}choose another --out, or remove the folder")
-    if run.root.exists() and not run.root.is_dir():
-        raise InputError(f"{run.root}: is a file, and --out wants a folder")
-    write_atomic(run.root / ".writable", b"")
-    (run.root / ".writable").unlink()
+    try:
+        if not run.finished:
+            tempfile.TemporaryFile(dir=run.root).close()
+    except OSError as error:
+        raise InputError(f"{run.root}: cannot be written to ({error.strerror}); choose another --out") from None
 
 
 def check_space(run, parameters, keep):
-    """Refuse to start when the disk cannot hold the checkpoints: fp32 weights and two moments each, and two models."""
+    """Refuse to start when the disk cannot hold the checkpoints: fp32 weights and two moments each, and two models.
+
+    What a resumed run already has there counts as room, since it is replaced.
+    """
     needed = 4 * parameters * (3 * (keep + 1) + 2)
-    free = shutil.disk_usage(run.root).free
+    held = sum(path.stat().st_size for path in run.root.rglob("*") if path.is_file())
+    free = shutil.disk_usage(run.root).free + held
     if free < needed:
         raise InputError(
             f"{run.root}: the disk has {free / 1e9:.2f} GB free and the run needs {needed / 1e9:.2f} GB for "
@@ -197,6 +268,7 @@ def describe_run(options, source, files, device, precision):
         "format": FORMAT,
         "options": options.to_dict(),
         "model": {"name": source.name, "origin": source.origin, "revision": source.revision},
+        "model_files": {n: file_hash(source.folder / n) for n in MODEL_FILES if (source.folder / n).is_file()},
         "data": {
             part: [{"path": str(path), "sha256": file_hash(path)} for path in paths]
             for part, paths in zip(("train", "dev"), files, strict=True)
@@ -208,17 +280,18 @@ def describe_run(options, source, files, device, precision):
 def write_or_compare(run, description):
     """Write config.json for a new run; for a resumed one compare, and return sentences on what changed.
 
-    Raises InputError when the data or the model's revision are no longer those of the run.
+    Raises InputError when the data, the model's revision or its tokenizer are no longer those of the run.
     """
     if not run.config.is_file():
         write_json(run.config, description)
         return []
     recorded = run.read_config()
-    for part in ("data", "model"):
-        if recorded.get(part) != description[part]:
+    parts = {"data": "data files", "model": "model", "model_files": "model's config.json or tokenizer"}
+    for part, name in parts.items():
+        if part in recorded and recorded[part] != description[part]:
             raise InputError(
-                f"{run.config}: the {part} of this run have changed since it began, so it cannot be resumed; "
-                f"restore them or start a new --out"
+                f"{run.config}: the {name} of this run changed since it began, so it cannot be resumed; "
+                f"restore what was or start a new --out"
             )
     now, then = description["environment"], recorded.get("environment", {})
     changed = [f"{key} {then.get(key)} -> {value}" for key, value in now.items() if then.get(key) != value]

@@ -176,12 +176,12 @@ def write_results(run, state, reader, dev_set):
         metrics["seconds_per_question"] = latency(reader, dev_set.examples)
     write_folder(run.model, reader.save)
     trainable, total = parameter_counts(reader.model)
-    timed = max(state.timed_seconds, 1e-9)
+    timed = state.timed_seconds
     metrics |= {
         "steps": state.step,
         "train_seconds": state.train_seconds,
-        "windows_per_second": state.timed_windows / timed,
-        "tokens_per_second": state.timed_tokens / timed,
+        "windows_per_second": state.timed_windows / timed if timed else None,  # too few steps to tell
+        "tokens_per_second": state.timed_tokens / timed if timed else None,
         "peak_memory_bytes": peak_memory_bytes(reader.device),
         "trainable_parameters": trainable,
         "total_parameters": total,

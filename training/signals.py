@@ -1,6 +1,25 @@
 """SIGINT and SIGTERM as a polite request: finish the step, save, then leave."""
 
 import signal
+from contextlib import contextmanager
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came where nobody notes it for later: leave at once, as after Ctrl-C."""
+
+
+@contextmanager
+def terminable():
+    """A context in which SIGTERM raises Terminated, so that it can end in a sentence and exit code 143."""
+
+    def leave(number, frame):
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class StopRequest:

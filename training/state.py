@@ -86,7 +86,10 @@ def save_checkpoint(folder, state, model, optimizer, scaler, keep):
     for old in complete_checkpoints(folder)[:-keep]:
         # renamed first: a kill in the middle of removing must not leave half a checkpoint under a whole name
         doomed = old.with_name(f".{old.name}.doomed")
-        os.rename(old, doomed)
+        try:
+            os.rename(old, doomed)
+        except OSError as error:
+            raise InputError(f"{old}: cannot be removed ({error.strerror})") from None
         shutil.rmtree(doomed, ignore_errors=True)
 
 
@@ -95,15 +98,21 @@ def complete_checkpoints(folder):
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    for aside in folder.glob(".step-*.old"):  # killed between the two renames of a replacement
-        whole = folder / aside.name[1 : -len(".old")]
+    restore_replaced(folder)
+    return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name))
+
+
+def restore_replaced(folder):
+    """Undo replacements that a kill stopped between the two renames of `write_folder`."""
+    for aside in Path(folder).glob(".*.old"):
+        whole = aside.with_name(aside.name[1 : -len(".old")])
         if not whole.exists():
             os.rename(aside, whole)
-    return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name))
 
 
 def sweep_leftovers(folder):
     """Remove what killed processes left under temporary names."""
+    restore_replaced(folder)
     for path in Path(folder).glob(".*"):
         if path.name.endswith((".partial", ".old", ".doomed")):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -118,8 +127,12 @@ def load_checkpoint(path, model, optimizer, scaler):
         scaler.load_state_dict(saved["scaler"])
         state = LoopState(**read_json(path / "state.json"))
         restore_random_states(saved["random"])
-    except InputError:
-        raise
+        for name, usual in asdict(LoopState()).items():
+            if type(getattr(state, name)) is not type(usual):
+                raise TypeError(f"{name} is {getattr(state, name)!r} in state.json")
     except Exception as error:  # damage to a file shows as many kinds of error in as many libraries
-        raise InputError(f"{path}: this checkpoint is damaged ({error}); remove its folder to go on from the one before")
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]  # torch's go on for pages
+        raise InputError(
+            f"{path}: this checkpoint is damaged ({reason}); remove its folder to go on from the one before"
+        ) from None
     return state

@@ -1,0 +1,153 @@
+"""Answer questions with a trained model: at a prompt, once, or a whole file.
+
+    python infer.py
+    python infer.py --question "Who built it?" --context-file report.txt --json
+    python infer.py --predict dev.json --out predictions
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from common.errors import InputError
+from common.files import read_text
+from common.options import parse, render_config
+from prompt.display import one_line
+from prompt.options import INFER_OPTIONS, TOP_K, TOP_K_JSON, choose_mode
+
+DESCRIPTION = (
+    "Answer questions from a text. Without --question or --predict it opens a prompt (type /help there)."
+)
+
+
+def main(argv=None):
+    """Run the command line; returns the exit code: 0, 2 (unusable input), 130 (interrupted)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # answers are UTF-8, whatever the locale says
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        options = parse("infer.py", DESCRIPTION, INFER_OPTIONS, argv)
+        if options.print_config:
+            print(render_config(options), end="")
+            return 0
+        modes = {"predict": predict, "question": answer_once, "prompt": open_prompt}
+        return modes[choose_mode(options)](options)
+    except InputError as error:
+        print(f"infer.py: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("infer.py: interrupted", file=sys.stderr)
+        return 130
+
+
+def note(text):
+    """Something worth knowing that is not an answer."""
+    print(one_line(text), file=sys.stderr, flush=True)
+
+
+def load(options):
+    """The Reader of --model, after saying what it is."""
+    # imported here and below, after the options, because they bring torch and --help should be quick
+    from prompt.loading import open_reader
+
+    reader, name = open_reader(options)
+    note(f"model: {name}, computing in {reader.precision} on {reader.device}")
+    return reader
+
+
+def read_context(options):
+    """The text of --context or --context-file, None when neither is given; line ends stay as they are."""
+    if options.context_file is None:
+        return options.context
+    if options.context_file != Path("-"):
+        return read_text(options.context_file)
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"--context-file -: standard input is not UTF-8 (at byte {error.start})") from None
+
+
+def answer_once(options):
+    """Answer --question and print it, plain or as JSON."""
+    from prompt.answers import ask, describe, plain_lines, question_is_cut, to_json
+
+    context = read_context(options)
+    reader = load(options)
+    threshold = reader.settings.null_threshold
+    if question_is_cut(reader, options.question):
+        note(f"note: the question was cut to {reader.settings.windows.question_limit} tokens")
+    prediction, seconds = ask(reader, options.question, context, options.tokens_per_batch)
+    if options.json:
+        print(to_json(describe(prediction, threshold, seconds, options.top_k or TOP_K_JSON)))
+    else:
+        print("\n".join(plain_lines(prediction, threshold, options.top_k or TOP_K)))
+    return 0
+
+
+def open_prompt(options):
+    """Read texts and questions until the user leaves."""
+    from data.download import cache_folder
+    from prompt.answers import ask, question_is_cut
+    from prompt.display import style_for
+    from prompt.session import Session
+    from prompt.terminal import Lines, converse
+
+    context = read_context(options)
+    reader = load(options)
+
+    def answer(question, text):
+        if question_is_cut(reader, question):
+            note(f"note: the question was cut to {reader.settings.windows.question_limit} tokens")
+        return ask(reader, question, text, options.tokens_per_batch)
+
+    def write(line):
+        print(line, flush=True)
+
+    lines = Lines(cache_folder(os.environ) / "history", note)
+    if lines.is_terminal:
+        write("Type or paste a text, or /file PATH; then ask. /help shows more.")
+    style = style_for(sys.stdout, os.environ)
+    session = Session(answer, reader.settings.null_threshold, write, style, context)
+    try:
+        return converse(session, lines, write)
+    finally:
+        lines.close()
+
+
+def predict(options):
+    """Answer all questions of --predict and write predictions, scores and speed to --out."""
+    from tqdm import tqdm
+
+    from data.readers import read_dataset
+    from prompt.predict import (
+        add_latency, answer_all, check_out, choose_null, score_lines, without_span, write_predictions,
+    )
+
+    check_out(options.out, options.overwrite)
+    dataset = read_dataset(options.predict, misaligned="skip" if options.skip_misaligned else "stop")
+    examples = dataset.examples
+    for notice in dataset.notices:
+        note(f"note: {notice}")
+    reader = load(options)
+    policy = choose_null(dataset, reader.settings, options.null_threshold)
+    if policy.note:
+        note(f"note: {policy.note}")
+    with tqdm(total=len(examples), desc="answering", unit=" questions", disable=None) as bar:
+        predictions, metrics = answer_all(
+            reader, examples, policy, tokens_per_batch=options.tokens_per_batch, progress=bar
+        )
+    if metrics["cut_questions"]:
+        limit = reader.settings.windows.question_limit
+        note(f"note: {metrics['cut_questions']} questions are longer than {limit} tokens and were cut")
+    for sentence in without_span(examples, predictions):
+        note(f"note: {sentence}")
+    add_latency(metrics, reader, examples)
+    write_predictions(options.out, predictions, policy, metrics)
+    for line in score_lines(metrics, examples):
+        print(line)
+    print(f"{len(examples)} questions in {metrics['eval_seconds']:.1f} s; predictions are in {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

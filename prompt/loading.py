@@ -1,0 +1,75 @@
+"""From infer.py's options to a Reader that can answer."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+from common.errors import InputError
+from model.source import resolve_model
+from reader import Reader
+from training.run import RunFolder, newest_finished
+
+RUNS = Path("runs")
+
+
+def open_reader(options):
+    """(Reader, name of the model) as the options ask; InputError when it cannot answer."""
+    name = options.model if options.model is not None else str(newest_run())
+    folder = resolve_model(str(model_of_run(name)), revision=options.revision).folder
+    stored = Reader.load(folder, device=options.device, precision=options.precision)
+    if stored.report.head_is_new:
+        revision = f" --revision {shlex.quote(options.revision)}" if options.revision else ""
+        raise InputError(
+            f"{name}: its head for answers was never trained, so it cannot answer; train one first: "
+            f"python train.py --dataset squad --model {shlex.quote(name)}{revision}"
+        )
+    reader = Reader(
+        stored.model, stored.tokenizer, adapt_settings(stored.settings, options), device=stored.device,
+        precision=stored.precision, report=stored.report,
+    )
+    return reader, name
+
+
+def newest_run():
+    """The model of the newest finished run; InputError when there is none."""
+    folder = newest_finished(RUNS)
+    if folder is None:
+        raise InputError(
+            f"there is no finished run under {RUNS}/: train a model with python train.py --dataset sample, "
+            f"or name one with --model"
+        )
+    return folder
+
+
+def model_of_run(name):
+    """A run's folder stands for the model in it; any other name is returned as it is."""
+    run = RunFolder(Path(name).expanduser() if name.startswith("~/") else Path(name))
+    if not run.log.is_file():
+        return name
+    if run.finished and run.model.is_dir():
+        return run.model
+    best = run.best / "model"
+    meanwhile = f", or use the best weights so far: --model {best}" if best.is_dir() else ""
+    raise InputError(
+        f"{name}: this run is not finished; continue it with: python train.py --resume --out "
+        f"{shlex.quote(name)}{meanwhile}"
+    )
+
+
+def adapt_settings(settings, options):
+    """The stored ReaderSettings with what the options say in their place."""
+    windows, decode = settings.windows, settings.decode
+    if options.window_length is not None:
+        windows = replace(windows, length=options.window_length)
+        if windows.overlap is not None:  # a stored overlap is a default here, and shrinks with the window
+            windows = replace(windows, overlap=min(windows.overlap, windows.length // 3))
+    if options.window_overlap is not None:
+        windows = replace(windows, overlap=options.window_overlap, step=None)
+    if options.window_step is not None:
+        windows = replace(windows, step=options.window_step, overlap=None)
+    if options.max_answer_tokens is not None:
+        decode = replace(decode, max_answer_tokens=options.max_answer_tokens)
+    if options.top_k is not None:
+        decode = replace(decode, n_best=max(decode.n_best, options.top_k))
+    threshold = settings.null_threshold if options.null_threshold is None else options.null_threshold
+    return replace(settings, windows=windows.check(), decode=decode, null_threshold=threshold)

@@ -1,0 +1,77 @@
+"""The options of infer.py, in the order --help shows them, and which of them go together."""
+
+from pathlib import Path
+
+from common.errors import InputError
+from common.options import Option
+
+MODEL, ONCE, FILES, WINDOWS = "Model", "One question", "A file of questions", "Windows and answers"
+TOP_K, TOP_K_JSON = 1, 5  # what --top-k is when nobody says, plain and with --json
+
+INFER_OPTIONS = (
+    Option("model", str, None, "A run's folder, a model folder, a hub id or minilm; unset: the newest "
+           "finished run under runs/.", MODEL),
+    Option("revision", str, None, "Commit, tag or branch of the hub's model.", MODEL),
+    Option("precision", str, "auto", "Number format of the matrix products.", MODEL,
+           choices=("auto", "fp32", "bf16", "fp16")),
+    Option("device", str, "auto", "auto, cpu, cuda or cuda:1.", MODEL),
+    Option("tokens_per_batch", int, 6144, "Most tokens, with padding, in one forward pass.", MODEL,
+           minimum=1),
+    Option("question", str, None, "Answer this question and stop, instead of opening the prompt.", ONCE),
+    Option("context", str, None, "The text to answer from.", ONCE),
+    Option("context_file", Path, None, "The same from a UTF-8 file; - is standard input.", ONCE,
+           metavar="FILE"),
+    Option("json", bool, False, "Print one JSON object.", ONCE),
+    Option("top_k", int, None, f"Candidates to print, the best one included (unset: {TOP_K}, with --json "
+           f"{TOP_K_JSON}).", ONCE, minimum=1, metavar="K"),
+    Option("predict", Path, None, "Answer all questions of these files: SQuAD JSON, flat JSON, JSONL or CSV.",
+           FILES, many=True, metavar="DATA"),
+    Option("out", Path, None, "Folder for the predictions and metrics.json.", FILES, metavar="DIR"),
+    Option("overwrite", bool, False, "Replace the predictions that the folder holds.", FILES),
+    Option("skip_misaligned", bool, False, "Leave out answers that do not stand at their offset.", FILES),
+    Option("null_threshold", float, None, 'Say "no answer" when the null odds exceed this; unset: as stored.',
+           WINDOWS),
+    Option("max_answer_tokens", int, None, "Longest answer, in tokens; unset: as stored.", WINDOWS,
+           minimum=1),
+    Option("window_length", int, None, "Tokens in a window, question included; unset: as stored.", WINDOWS,
+           minimum=8),
+    Option("window_overlap", int, None, "Tokens that neighbouring windows share; unset: as stored.", WINDOWS,
+           minimum=0),
+    Option("window_step", int, None, "Tokens from one window's start to the next, instead of an overlap.",
+           WINDOWS, minimum=1),
+)
+
+
+def choose_mode(options):
+    """What is asked for: "predict", "question" or "prompt"; InputError where options exclude others."""
+
+    def given(*names):
+        present = [name for name in names if getattr(options, name) not in (None, False)]
+        return ["--" + name.replace("_", "-") for name in present]
+
+    if options.revision is not None and options.model is None:
+        raise InputError("--revision belongs to a model on the hub: name it with --model")
+    if options.window_overlap is not None and options.window_step is not None:
+        raise InputError("--window-overlap and --window-step say the same in two ways: give one of them")
+    if options.predict is not None:
+        if foreign := given("question", "context", "context_file", "json", "top_k"):
+            raise InputError(f"--predict asks what its files ask and does not go with {', '.join(foreign)}")
+        if options.out is None:
+            raise InputError("--predict writes files: name their folder with --out DIR")
+        return "predict"
+    if foreign := given("out", "overwrite", "skip_misaligned"):
+        raise InputError(f"{', '.join(foreign)}: only for --predict DATA, which is not given")
+    if options.context is not None and options.context_file is not None:
+        raise InputError("--context and --context-file both give a text: keep one of them")
+    has_context = options.context is not None or options.context_file is not None
+    if options.question is not None:
+        if not has_context:
+            raise InputError(
+                "--question needs a text to answer from: add --context TEXT or --context-file FILE"
+            )
+        return "question"
+    if foreign := given("json", "top_k"):
+        raise InputError(f"{', '.join(foreign)}: only for --question TEXT, which is not given")
+    if options.context_file == Path("-"):
+        raise InputError("--context-file - uses up standard input: add --question TEXT, or use a file")
+    return "prompt"

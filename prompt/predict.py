@@ -1,0 +1,183 @@
+"""A whole file of questions: predictions, scores where there are references, and how fast it went."""
+
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import InputError
+from common.files import write_folder, write_json
+from data.windows import WindowSet
+from metrics import evaluate_v1
+from reader import CHUNK_QUESTIONS
+from training.evaluate import (
+    PREDICTION_FILES, answer_text, latency, prediction_files, references_of, score_at,
+)
+from training.run import RunFolder, peak_memory_bytes
+from training.setup import parameter_counts
+
+METRICS_FILE = "metrics.json"
+
+
+@dataclass(frozen=True, slots=True)
+class NullPolicy:
+    """offered: whether "no answer" is on offer. threshold: above which null odds it is said, or None.
+
+    note: what the user should know of the choice, or None.
+    """
+
+    offered: bool
+    threshold: float | None
+    note: str | None = None
+
+
+def check_out(folder, overwrite):
+    """Refuse a folder for predictions that cannot be written, is a run's, or holds predictions already."""
+    folder = Path(folder)
+    run = RunFolder(folder)
+    if run.config.exists() or run.log.exists() or run.checkpoints.exists():
+        raise InputError(f"{folder}: is the folder of a run or a model; choose another --out")
+    held = [name for name in (*PREDICTION_FILES, METRICS_FILE) if (folder / name).exists()]
+    if held and not overwrite:
+        raise InputError(
+            f"{folder}: already holds {held[0]}; add --overwrite to replace it, or choose another --out"
+        )
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"{folder}: --out wants a folder, and {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: cannot be written, {existing} gives no permission; choose another --out")
+
+
+def choose_null(dataset, settings, asked):
+    """The NullPolicy for a Dataset: where there are references they decide, else the model's own setting.
+
+    asked: what --null-threshold says, or None. InputError where it can mean nothing.
+    """
+    if all(example.answers is None for example in dataset.examples):
+        return NullPolicy(settings.null_threshold is not None, settings.null_threshold)
+    if not dataset.may_lack_answer:
+        if asked is not None:
+            raise InputError("--null-threshold: every question of these data has an answer; leave it out")
+        return NullPolicy(False, None)
+    if settings.null_threshold is not None:
+        return NullPolicy(True, settings.null_threshold)
+    note = (
+        "questions of these data may lack an answer, and the model has no threshold for saying so: taking "
+        "0.0 (--null-threshold sets another)"
+    )
+    return NullPolicy(True, 0.0, note)
+
+
+def answer_all(reader, examples, policy, *, tokens_per_batch, progress=None):
+    """(predictions in order, metrics without latency); what is timed goes from texts to answers."""
+    began = time.perf_counter()
+    answers = reader.predict(
+        examples, offer_null=policy.offered, progress=progress, tokens_per_batch=tokens_per_batch
+    )
+    predictions = list(answers)
+    seconds = time.perf_counter() - began
+    _, total = parameter_counts(reader.model)
+    windows = sum(prediction.windows for prediction in predictions)
+    tokens, cut_questions = count_tokens(reader, examples)
+    metrics = score(examples, predictions, policy.threshold) or {}
+    metrics |= {
+        "questions": len(examples),
+        "cut_questions": cut_questions,
+        "null_threshold": policy.threshold,
+        "windows": windows,
+        "eval_seconds": seconds,
+        "best_step": None,
+        "steps": None,
+        "train_seconds": None,
+        "windows_per_second": windows / seconds,
+        "tokens_per_second": tokens / seconds,
+        "peak_memory_bytes": peak_memory_bytes(reader.device),
+        "trainable_parameters": 0,
+        "total_parameters": total,
+        "evaluations": [],
+    }
+    return predictions, metrics
+
+
+def count_tokens(reader, examples):
+    """(tokens of all windows without padding, questions that are too long and were cut).
+
+    The texts are tokenised once more for it, outside the time that is measured.
+    """
+    tokens = cut_questions = 0
+    for first in range(0, len(examples), CHUNK_QUESTIONS):
+        chunk = examples[first : first + CHUNK_QUESTIONS]
+        windows = WindowSet(chunk, reader.tokenizer, reader.settings.windows)
+        tokens += int(windows.length.sum(dtype=int))
+        cut_questions += windows.cut_questions
+    return tokens, cut_questions
+
+
+def score(examples, predictions, threshold):
+    """Exact match and F1 of the questions that have references, or None where none has.
+
+    A threshold of None means that no null was offered: v1.1's rules, otherwise v2.0's.
+    """
+    pairs = [pair for pair in zip(examples, predictions, strict=True) if pair[0].answers is not None]
+    if not pairs:
+        return None
+    scored, answered = map(list, zip(*pairs, strict=True))
+    if threshold is not None:
+        return score_at(scored, answered, threshold)
+    texts = {prediction.id: answer_text(prediction, None) for prediction in answered}
+    scores = evaluate_v1(references_of(scored), texts)
+    return {"exact": scores["exact_match"], "f1": scores["f1"], "total": len(scored)}
+
+
+def without_span(examples, predictions):
+    """A sentence for each reason why questions got no span."""
+    lost = [(p.reason, e.where) for e, p in zip(examples, predictions, strict=True) if not p.spans]
+    first = {reason: where for reason, where in reversed(lost)}
+    for reason, count in Counter(reason for reason, _ in lost).items():
+        yield f"{count} of {len(examples)} questions have no answer because {reason} (first: {first[reason]})"
+
+
+def write_predictions(folder, predictions, policy, metrics):
+    """Write the three prediction files and metrics.json: a new folder whole, else metrics.json last.
+
+    In a folder that is there already an old metrics.json goes first, so that one never stands beside
+    predictions it does not describe.
+    """
+    folder = Path(folder)
+    contents = prediction_files(predictions, policy.threshold, policy.offered) | {METRICS_FILE: metrics}
+
+    def fill(target):
+        for name, content in contents.items():
+            write_json(target / name, content)
+
+    if not folder.exists():
+        write_folder(folder, fill)
+        return
+    try:
+        (folder / METRICS_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder / METRICS_FILE}: cannot be replaced ({error.strerror})") from None
+    fill(folder)
+
+
+def add_latency(metrics, reader, examples):
+    """Seconds per question at batch 1, with p50 and p95."""
+    metrics["seconds_per_question"] = latency(reader, examples)
+
+
+def score_lines(metrics, examples):
+    """What is printed of the scores; says so when only some questions could be scored, or none."""
+    if "exact" not in metrics:
+        yield "no references in the data, so nothing to score"
+        return
+    rest = len(examples) - metrics["total"]
+    more = f" (the other {rest} have no references)" if rest else ""
+    yield f"exact match {metrics['exact']:.2f}, F1 {metrics['f1']:.2f} on {metrics['total']} questions{more}"
+    for part, name in (("HasAns", "with an answer"), ("NoAns", "without an answer")):
+        if f"{part}_total" in metrics:
+            exact, f1, total = (metrics[f"{part}_{key}"] for key in ("exact", "f1", "total"))
+            yield f"{name}: exact match {exact:.2f}, F1 {f1:.2f} on {total} questions"

@@ -1,0 +1,179 @@
+"""What a line typed at the prompt means, and what is said to it; knows nothing of keys and screens."""
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+from common.errors import InputError
+from common.files import read_text
+from prompt.answers import NOT_FOUND
+from prompt.display import isolated, one_line, show_span
+
+HELP = """\
+The first line you type or paste is the text. Every further line is a question about it.
+  /file PATH   take the text from a UTF-8 file
+  /paste       type or paste a text of several lines; a line with a single dot ends it
+  /context     show the text
+  /top [K]     show the K best candidates for the last question (5)
+  /clear       forget the text; the next line is the new one
+  /help        show this
+  /quit        leave, as Ctrl-D does; Ctrl-C cancels what is going on"""
+COMMANDS = ("/clear", "/context", "/file", "/help", "/paste", "/quit", "/top")
+LONG_TEXT = 100_000  # characters; an answer from a longer text takes a while, and this is said
+SHOWN_CHARACTERS = 2_000  # of the text, by /context
+TOP = 5
+
+
+class Session:
+    """One conversation: a text, and the last question with its answer.
+
+    ask(question, context) returns (Prediction, seconds). write(line) shows a line. null_threshold: above
+    which null odds "no answer" is said, or None. `wants` says what the next line is taken for: "text",
+    "question" or "paste".
+    """
+
+    def __init__(self, ask, null_threshold, write, style, context=None):
+        self.ask, self.null_threshold, self.write, self.style = ask, null_threshold, write, style
+        self.context, self.pasted, self.last = None, None, None
+        if context is not None:
+            self.take_text(context)
+
+    @property
+    def wants(self):
+        if self.pasted is not None:
+            return "paste"
+        return "text" if self.context is None else "question"
+
+    def handle(self, line):
+        """Act on a line (or on several, pasted at once); returns False when the user wants to leave."""
+        if self.pasted is not None:
+            self.continue_paste(line)
+            return True
+        stripped = line.strip()
+        if re.search("[\ud800-\udfff]", line):
+            self.write("this is not UTF-8 text, and was ignored")
+        elif stripped.startswith("/") and "\n" not in stripped:
+            return self.command(stripped)
+        elif stripped and (self.context is None or "\n" in stripped):
+            self.take_text(line)
+        elif stripped:
+            self.answer(stripped)
+        return True
+
+    def command(self, line):
+        name, _, rest = line.partition(" ")
+        if name == "/quit":
+            return False
+        actions = {
+            "/clear": self.clear, "/context": self.show_text, "/help": lambda: self.write(HELP),
+            "/paste": self.begin_paste,
+        }
+        if name == "/file":
+            self.read_file(rest.strip())
+        elif name == "/top":
+            self.show_top(rest.strip())
+        elif name in actions:
+            actions[name]()
+        else:
+            (nearest,) = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)
+            self.write(f"there is no command {one_line(name)}; the nearest is {nearest} (/help shows all)")
+        return True
+
+    def clear(self):
+        self.context = self.last = None
+        self.write("forgotten; the next line is the new text")
+
+    def begin_paste(self):
+        self.pasted = []
+        self.write("the text, please; a line with a single dot ends it")
+
+    def continue_paste(self, line):
+        """Collect one line, or several; a dot ends it."""
+        *lines, last = line.split("\n")
+        self.pasted += lines if last == "." else [*lines, last]
+        if last == ".":
+            self.end_paste()
+
+    def end_paste(self):
+        """What was pasted so far becomes the text."""
+        text, self.pasted = "\n".join(self.pasted), None
+        if re.search("[\ud800-\udfff]", text):
+            self.write("this is not UTF-8 text, and was ignored")
+        elif text.strip():
+            self.take_text(text)
+        else:
+            self.write("nothing was pasted; the text stays as it was")
+
+    def cancel(self):
+        """Give up an unfinished paste; returns whether there was one."""
+        was_pasting, self.pasted = self.pasted is not None, None
+        return was_pasting
+
+    def read_file(self, name):
+        name = os.path.expanduser(name.strip("\"'"))
+        if not name or "\0" in name:
+            self.write("/file needs a path: /file PATH")
+            return
+        try:
+            text = read_text(Path(name))
+        except InputError as error:
+            self.write(one_line(str(error)))
+            return
+        if text.strip():
+            self.take_text(text)
+        else:
+            self.write(f"{one_line(name)}: holds no text")
+
+    def take_text(self, text):
+        self.context, self.last = text, None
+        words = len(text.split())
+        self.write(f"a text of {words:,} word{'s' * (words != 1)}: ask about it")
+
+    def show_text(self):
+        if self.context is None:
+            self.write("there is no text yet; type one, or /file PATH")
+            return
+        for line in self.context[:SHOWN_CHARACTERS].splitlines():
+            self.write(isolated(one_line(line), self.style))
+        rest = len(self.context) - SHOWN_CHARACTERS
+        if rest > 0:
+            self.write(f"… and {rest:,} characters more")
+
+    def answer(self, question):
+        self.last = None
+        if len(self.context) > LONG_TEXT:
+            self.write("reading a long text; Ctrl-C cancels")
+        prediction, seconds = self.ask(question, self.context)
+        self.last = prediction
+        span = prediction.answer(self.null_threshold)
+        if span is not None:
+            self.write(show_span(self.context, span, self.style))
+            self.write(f"  {percent(span.probability)}, {seconds:.2f} s")
+            return
+        share = f"; {percent(prediction.null_probability)}, {seconds:.2f} s" if prediction.spans else ""
+        self.write(f"(no answer) {prediction.reason or NOT_FOUND}{share}")
+
+    def show_top(self, count):
+        if count and not re.fullmatch("[1-9][0-9]{0,5}", count):
+            self.write("/top takes a whole number above 0, as in /top 5")
+        elif self.last is None:
+            self.write("ask a question first")
+        else:
+            self.list_candidates(int(count) if count else TOP)
+
+    def list_candidates(self, count):
+        """The `count` best candidates, "no answer" among them where it is on offer."""
+        rows = [(span.probability, span) for span in self.last.spans]
+        if self.null_threshold is not None:
+            rows.append((self.last.null_probability, None))
+        rows.sort(key=lambda row: -row[0])
+        if not rows:
+            self.write(f"(no answer) {self.last.reason}")
+        for number, (probability, span) in enumerate(rows[:count], 1):
+            shown = "(no answer)" if span is None else isolated(one_line(span.text), self.style)
+            self.write(f"{number:3}. {percent(probability):>7}  {shown}")
+
+
+def percent(probability):
+    return f"{100 * probability:.1f} %"

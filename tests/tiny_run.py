@@ -1,0 +1,128 @@
+"""Runs small enough to be repeated many times: data of a few dozen windows, and a process that starts runs quickly."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from data.examples import Answer, Example
+
+ROOT = Path(__file__).parents[1]
+WINDOW = 64
+
+# Imports torch once; every line on stdin then becomes a process of its own that runs train.main, where a call of
+# {"kill": [module, function, n]} is SIGKILL instead of the n-th call. Answers "PID", then "CODE", a line each.
+NURSERY = """
+import importlib, json, os, signal, sys
+import tqdm, train, training.evaluate, training.run, training.setup, training.state, training.step
+for line in sys.stdin:
+    job = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        for number, name in ((0, os.devnull), (1, job["stdout"]), (2, job["stderr"])):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+        if job["kill"]:
+            module, function, left = job["kill"]
+            module = importlib.import_module(module)
+            def killing(*arguments, original=getattr(module, function), left=[left], **options):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return original(*arguments, **options)
+            setattr(module, function, killing)
+        code = train.main(job["argv"])
+        sys.stdout.flush()
+        os._exit(code)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+class Nursery:
+    """Starts runs without waiting for torch's import. Use as a context; one run at a time."""
+
+    def __init__(self, folder):
+        self.out, self.err = folder / "stdout", folder / "stderr"
+
+    def __enter__(self):
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            cwd=self.out.parent,
+        )
+        return self
+
+    def __exit__(self, *_):
+        self.process.communicate()
+
+    def start(self, argv, kill=None):
+        """Begin a run; returns its process id."""
+        job = {"argv": list(map(str, argv)), "kill": kill, "stdout": str(self.out), "stderr": str(self.err)}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def wait(self):
+        """The exit code of the run begun last, -9 after SIGKILL."""
+        return int(self.process.stdout.readline())
+
+    def run(self, argv, kill=None):
+        """Begin a run and wait for its exit code."""
+        self.start(argv, kill)
+        return self.wait()
+
+
+def paragraph(number):
+    """A context of 20 to 110 words with an answer near its end."""
+    answer = f"{number * 3 + 5} years"
+    context = "The river runs past the old mill. " * (2 + number * 7 % 11) + f"A miller lived there for {answer}."
+    return context, answer
+
+
+def squad(numbers, with_null=True):
+    """A SQuAD file's contents: for each number a paragraph and a question, and one without an answer."""
+    paragraphs = []
+    for number in numbers:
+        context, answer = paragraph(number)
+        questions = [{
+            "id": f"has-{number}", "question": "How long did the miller live there?",
+            "answers": [{"text": answer, "answer_start": context.index(answer)}],
+        }]
+        if with_null:
+            questions.append({"id": f"no-{number}", "question": "Who was king?", "answers": [], "is_impossible": True})
+        paragraphs.append({"context": context, "qas": questions})
+    return {"version": "test", "data": [{"title": "Mills", "paragraphs": paragraphs}]}
+
+
+def write_squad(path, numbers, with_null=True):
+    """Write `squad` to a file; returns its path."""
+    path.write_text(json.dumps(squad(numbers, with_null)), encoding="utf-8")
+    return path
+
+
+def examples(numbers):
+    """The answerable questions of `squad` as Examples."""
+    for number in numbers:
+        context, answer = paragraph(number)
+        references = (Answer(answer, context.index(answer)),)
+        yield Example(f"has-{number}", "How long did the miller live there?", context, references, f"data[{number}]")
+
+
+def arguments(folder, model, out, **changes):
+    """Flags of a run on train.json and dev.json of `folder`; a change of None takes a flag out."""
+    flags = {
+        "train": folder / "train.json", "dev": folder / "dev.json", "model": model, "out": out, "precision": "fp32",
+        "device": "cpu", "window_length": WINDOW, "batch_size": 5, "lr": 0.002, "save_every": 3,
+        "tokens_per_micro_batch": 200,
+    } | changes
+    argv = []
+    for name, value in flags.items():
+        flag = "--" + name.replace("_", "-")
+        argv += [] if value is None else [flag] if value is True else [flag, str(value)]
+    return argv
+
+
+def read_log(run):
+    """The records of a run's log.jsonl."""
+    return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
