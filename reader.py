@@ -56,7 +56,8 @@ class ReaderSettings:
         except (KeyError, TypeError) as error:
             raise InputError(f"{path}: not the settings of a reader ({error})") from None
         threshold, decode = settings.null_threshold, settings.decode
-        usable = type(threshold) is int or type(threshold) is float and math.isfinite(threshold)  # 1e999 is inf
+        # JSON's 1e999 is read as infinity
+        usable = type(threshold) is int or type(threshold) is float and math.isfinite(threshold)
         if threshold is not None and not usable:
             raise InputError(f"{path}: null_threshold: expected a number or null, found {threshold!r}")
         for name in ("n_best", "max_answer_tokens"):
@@ -89,8 +90,8 @@ class Reader:
         known = model.config.max_position_embeddings
         if settings.windows.check().length > known:
             raise InputError(
-                f"windows of {settings.windows.length} tokens are longer than this model's {known} positions: "
-                f"choose a shorter window"
+                f"windows of {settings.windows.length} tokens are longer than this model's {known} positions; "
+                "choose a shorter window"
             )
 
     @classmethod

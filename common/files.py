@@ -96,7 +96,8 @@ def write_atomic(path, data):
 
 def write_json(path, value):
     """Write `value` as indented UTF-8 JSON, letters unescaped, all or nothing."""
-    write_atomic(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))  # a lone surrogate becomes its JSON escape
 
 
 def write_folder(path, fill):

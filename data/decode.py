@@ -136,11 +136,11 @@ class QuestionSpans:
         return sorted(self.spans.items(), key=lambda item: (-(item[1][0] + item[1][1]), item[0]))
 
     def prediction(self, example, n_best, offer_null):
-        """The finished Prediction; probabilities are one softmax over the n best of all windows and the null."""
+        """The finished Prediction; probabilities: one softmax over the n best of all windows and the null."""
         best = self.ranked()[:n_best] if example.question.strip() else []
         if not best:
-            null_probability = 1.0 if offer_null else 0.0
-            return Prediction(example.id, (), self.null, null_probability, self.no_span(example), self.windows)
+            certain = 1.0 if offer_null else 0.0
+            return Prediction(example.id, (), self.null, certain, self.no_span(example), self.windows)
         scores = [start + end for _, (start, end, _) in best]
         if offer_null:
             scores.append(sum(self.null))

@@ -17,8 +17,8 @@ from common.errors import InputError
 
 TOKENIZER_BATCH = 512  # texts handed to the tokenizer at once: enough to use every core
 PIECE_CHARACTERS = 200_000  # a book is tokenised in pieces of about this size, so that memory stays bounded
-# What BERT's tokenizer takes for white space. Python's \s has seven more (\v, \f, U+001C-U+001F, U+0085), which
-# the tokenizer deletes: "play\x1cing" is one word to it, so no text may be cut there.
+# What BERT's tokenizer takes for white space. Python's \s has seven more (\v, \f, U+001C to U+001F, U+0085),
+# which the tokenizer deletes: "play\x1cing" is one word to it, so no text may be cut there.
 GAP = re.compile("[ \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 SURROGATE = re.compile("[\ud800-\udfff]")  # halves of pairs, which a Python string may hold and UTF-8 may not
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from data.batches import POOL_BATCHES, epoch_batches, split_by_tokens, to_tensors
 
 calm = settings(deadline=None, derandomize=True, max_examples=100)
+token_counts = st.integers(1, 384)
 
 
 def squad_like_lengths(count, seed=0):
@@ -26,7 +27,7 @@ def padding(lengths, runs):
 
 
 @calm
-@given(st.lists(st.integers(1, 384), max_size=300), st.integers(1, 20), st.integers(0, 2**40), st.integers(0, 9))
+@given(st.lists(token_counts, max_size=300), st.integers(1, 20), st.integers(0, 2**40), st.integers(0, 9))
 def test_each_window_once_an_epoch(lengths, batch_size, seed, epoch):
     lengths = np.array(lengths, np.int32)
     batches = epoch_batches(lengths, batch_size, seed, epoch)
@@ -83,7 +84,7 @@ def test_little_padding_even_for_a_small_set():
 
 
 @calm
-@given(st.lists(st.integers(1, 384), min_size=1, max_size=120), st.integers(1, 2000), st.randoms(use_true_random=False))
+@given(st.lists(token_counts, min_size=1, max_size=120), st.integers(1, 2000), st.randoms(use_true_random=False))
 def test_runs_stay_within_the_tokens(lengths, max_tokens, random):
     lengths = np.array(lengths, np.int32)
     windows = np.array(random.sample(range(len(lengths)), random.randint(1, len(lengths))))
@@ -106,7 +107,8 @@ def test_runs_of_a_known_batch():
 
 
 def test_tensors_and_the_mask_that_is_not_needed():
-    batch = {"input_ids": np.array([[5, 6], [7, 0]]), "attention_mask": np.array([[True, True], [True, False]])}
+    mask = np.array([[True, True], [True, False]])
+    batch = {"input_ids": np.array([[5, 6], [7, 0]]), "attention_mask": mask}
     tensors = to_tensors(batch, torch.device("cpu"))
     assert tensors["input_ids"].dtype == torch.int64 and tensors["attention_mask"].dtype == torch.bool
     assert torch.equal(tensors["attention_mask"], torch.tensor([[True, True], [True, False]]))

@@ -16,7 +16,7 @@ from data.examples import Example
 calm = settings(deadline=None, derandomize=True, max_examples=200)
 INF, NAN = math.inf, math.nan
 # few values, so that ties are common; all exact in fp32, sums too
-scores = st.sampled_from([-2.0, -1.0, -0.5, 0.0, 0.25, 1.0, 3.0]) | st.integers(-1000, 1000).map(lambda x: x / 8)
+scores = st.sampled_from([-2.0, -1.0, 0.0, 0.25, 3.0]) | st.integers(-1000, 1000).map(lambda x: x / 8)
 odd_scores = scores | st.sampled_from([-INF, INF, NAN])
 
 
@@ -84,7 +84,7 @@ class Windows:
         self.text, self.spans, self.number = text, spans, count()
 
     def add(self, start, candidates, null=(0.0, 0.0), keep=20, number=None):
-        """candidates: (first, last, start logit, end logit), tokens counted within the window; prefix is 2."""
+        """candidates: (first, last, start logit, end logit), tokens counted in the window; prefix is 2."""
         tokens = np.arange(start, len(self.text))
         offsets = np.stack([tokens, tokens + 1], 1)
         rows = zip(*candidates) if candidates else ((), (), (), ())
@@ -113,7 +113,8 @@ def test_one_place_in_two_windows_counts_once():
 def test_the_order_of_windows_does_not_matter(order):
     spans, windows, example = collect()
     for number in order:
-        windows.add(number, [(2 + 5 - number, 2 + 5 - number, 1.0, 1.0), (2, 2, 0.0, 1.0)], (number, -1.0), number=number)
+        shared = 2 + 5 - number  # "f" in each of them
+        windows.add(number, [(shared, shared, 1.0, 1.0), (2, 2, 0.0, 1.0)], (number, -1.0), number=number)
     found = spans.prediction(example, 20, True)
     assert [(s.text, s.window) for s in found.spans] == [("f", 0), ("a", 0), ("b", 1), ("c", 2)]
     assert found.null == (0.0, -1.0) and found.windows == 3
@@ -206,7 +207,8 @@ def test_a_window_without_numbers_leaves_the_others_alone():
 
 
 @pytest.mark.parametrize("context, reason", [
-    ("", "the context is empty"), (" \n\t", "the context is empty"), ("\u200c\u200d", "the context has no readable words"),
+    ("", "the context is empty"), (" \n\t", "the context is empty"),
+    ("\u200c\u200d", "the context has no readable words"),
 ])
 def test_no_windows_no_spans(context, reason):
     found = QuestionSpans().prediction(Example("id", "q", context, None, "here"), 20, True)

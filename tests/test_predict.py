@@ -164,3 +164,20 @@ def test_ctrl_c_while_answering_a_file(run, tmp_path, monkeypatch):
     code, out, err = run("--predict", tmp_path / "data.json", "--out", tmp_path / "out")
     assert (code, out) == (130, "") and err.endswith("infer.py: interrupted\n")
     assert not (tmp_path / "out").exists()
+
+
+def test_misaligned_references_stop_scoring_or_are_left_out(run, tmp_path):
+    data, out = tmp_path / "data.json", tmp_path / "out"
+    data_file(data, impossible=False)
+    document = json.loads(data.read_text(encoding="utf-8"))
+    answers = document["data"][0]["paragraphs"][1]["qas"][0]["answers"]
+    for answer in answers:
+        answer["answer_start"] += 1
+    total = sum(len(paragraph["qas"]) for paragraph in document["data"][0]["paragraphs"])
+    data.write_text(json.dumps(document), encoding="utf-8")
+    code, _, err = run("--predict", data, "--out", out)
+    assert code == 2 and not out.exists()
+    assert "data[0].paragraphs[1].qas[0].answers[0]" in err and "--repair" in err and "--skip-misaligned" in err
+    code, _, err = run("--predict", data, "--out", out, "--skip-misaligned")
+    assert code == 0, err
+    assert read_out(out)[0]["total"] == total - 1

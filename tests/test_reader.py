@@ -47,7 +47,7 @@ def same(one, other, tolerance=1e-4):
     """The same answers, and logits within `tolerance`."""
     assert (one.id, one.reason, one.windows) == (other.id, other.reason, other.windows)
     assert len(one.spans) == len(other.spans)
-    for a, b in zip(one.spans, other.spans):  # near ties may change places, so only scores are compared by rank
+    for a, b in zip(one.spans, other.spans):  # near ties may change places: compare scores by rank
         assert a.score == pytest.approx(b.score, abs=tolerance)
         assert a.probability == pytest.approx(b.probability, abs=tolerance)
     if one.spans:
@@ -230,7 +230,7 @@ MALFORMED = [
     (changed(windows=None), "not the settings of a reader"),
     (changed(decode=[1]), "not the settings of a reader"),
     (changed(windows={**WINDOWS, "stride": 3}), "not the settings of a reader .*stride"),
-    (changed(windows={**WINDOWS, "length": "97"}), "window length must be a whole number of at least 1, not '97'"),
+    (changed(windows={**WINDOWS, "length": "97"}), "length must be a whole number of at least 1, not '97'"),
     (changed(windows={**WINDOWS, "overlap": 96}), "leave no room"),
     (changed(windows={**WINDOWS, "step": 9}), "either an overlap or a step"),
     (changed(decode={**DECODE, "n_best": 0}), "decode.n_best: expected a whole number above 0, found 0"),
@@ -261,8 +261,8 @@ def test_the_set_of_malformed_settings_is_whole():
 
 def test_windows_longer_than_the_positions_are_refused(tiny_folder):
     with pytest.raises(InputError, match="windows of 132 tokens are longer than this model's 131 positions"):
-        Reader.load(tiny_folder, settings=ReaderSettings(WindowSettings(132, 40)), device="cpu", precision="fp32")
-    fits = Reader.load(tiny_folder, settings=ReaderSettings(WindowSettings(131, 40)), device="cpu", precision="fp32")
+        Reader.load(tiny_folder, settings=ReaderSettings(WindowSettings(132, 40)), device="cpu")
+    fits = Reader.load(tiny_folder, settings=ReaderSettings(WindowSettings(131, 40)), device="cpu")
     assert fits.ask("Who?", "word " * 400)[0].windows > 3
 
 

@@ -81,7 +81,7 @@ def test_ids_and_answers(examples):
         assert re.fullmatch(r"sample-\d\d-\d\d", example.id)
         for answer in example.answers:
             assert example.context[answer.start : answer.end] == answer.text
-            assert normalize_answer(answer.text), example.id  # an answer of nothing but "the" could not be scored
+            assert normalize_answer(answer.text), example.id  # nothing but "the" could not be scored
         texts = [answer.text for answer in example.answers]
         assert len(set(texts)) == len(texts) and len(texts) <= 4
 
@@ -107,8 +107,8 @@ def words(text):
 
 
 def test_no_question_is_asked_twice(examples):
-    repeated = [key for key, times in Counter(" ".join(words(e.question)) for e in examples).items() if times > 1]
-    assert repeated == []
+    counts = Counter(" ".join(words(example.question)) for example in examples)
+    assert [question for question, times in counts.items() if times > 1] == []
 
 
 def test_no_two_questions_differ_by_a_slot(examples):

@@ -94,8 +94,9 @@ def test_the_same_ids_as_transformers(sample, tokenizer, minilm, length, overlap
     cut = WindowSettings(length, overlap)
     window_set = WindowSet(sample, tokenizer, cut)
     lengths = np.diff(window_set.questions.bounds)
-    whole = [k for k in range(len(sample)) if lengths[k] <= cut.question_limit]  # transformers cuts no question
-    assert len(whole) >= 480 and sum(bool(PERSIAN.search(sample[k].question)) for k in whole) >= persian_at_least
+    whole = np.flatnonzero(lengths <= cut.question_limit).tolist()  # transformers cuts no question
+    persian = sum(bool(PERSIAN.search(sample[k].question)) for k in whole)
+    assert len(whole) >= 480 and persian >= persian_at_least
     expected = reference(
         [sample[k].question for k in whole], [sample[k].context for k in whole], truncation="only_second",
         max_length=length, stride=overlap, return_overflowing_tokens=True, return_offsets_mapping=True,
@@ -107,7 +108,7 @@ def test_the_same_ids_as_transformers(sample, tokenizer, minilm, length, overlap
         batch = window_set.fill(ours[first : first + 16])
         for row, window in enumerate(ours[first : first + 16]):
             size = batch["attention_mask"][row].sum()
-            theirs = {name: expected[name][first + row] for name in ("input_ids", "token_type_ids", "offset_mapping")}
+            theirs = {name: values[first + row] for name, values in expected.items()}
             assert batch["input_ids"][row, :size].tolist() == theirs["input_ids"]
             assert batch["token_type_ids"][row, :size].tolist() == theirs["token_type_ids"]
             offsets = theirs["offset_mapping"][window_set.prefix(window) : -1]
@@ -128,16 +129,13 @@ REFUSED = [
     ({"length": 384, "overlap": None, "step": 400}, "with a step of 400 leave no room .* smaller step"),
     ({"length": 4, "overlap": 0}, "leave no room"),
 ]
+assert len(REFUSED) == 12
 
 
 @pytest.mark.parametrize("values, sentence", REFUSED)
 def test_settings_that_cannot_work_are_refused(values, sentence):
     with pytest.raises(InputError, match=sentence):
         WindowSettings(**values).check()
-
-
-def test_the_set_of_refusals_is_whole():
-    assert len(REFUSED) == 12
 
 
 @pytest.mark.parametrize("cut, kept", [(WindowSettings(), 64), (WindowSettings(64, 16), 22),
@@ -154,7 +152,7 @@ def test_a_long_question_is_cut(tokenizer, cut, kept):
 def test_fill_lays_out_windows(tokenizer):
     texts = [example("Who?", "Marie Curie."), example("", "two"), example("When was it?", "a b c d e f g h")]
     window_set = WindowSet(texts, tokenizer, WindowSettings(12, 2))
-    assert window_set.example.tolist() == [0, 1, 2, 2]  # "When was it" | a-f | e-h: 6 at a time, 4 of them new
+    assert window_set.example.tolist() == [0, 1, 2, 2]  # "When was it" | a-f | e-h: 6 at a time, 4 new
     batch = window_set.fill(np.array([0, 1, 3]))
     words = lambda text: next(encode(tokenizer, [text]))[0].tolist()  # noqa: E731
     cls, sep, pad = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", "[PAD]"))
@@ -170,7 +168,8 @@ def test_fill_lays_out_windows(tokenizer):
         prefix = ids.index(sep) + 1
         assert batch["input_ids"][row].tolist() == ids + [pad] * padding
         assert batch["attention_mask"][row].tolist() == [True] * len(ids) + [False] * padding
-        assert batch["token_type_ids"][row].tolist() == [0] * prefix + [1] * (len(ids) - prefix) + [0] * padding
+        types = [0] * prefix + [1] * (len(ids) - prefix) + [0] * padding
+        assert batch["token_type_ids"][row].tolist() == types
         slice_only = [False] * prefix + [True] * (len(ids) - prefix - 1) + [False] * (padding + 1)
         assert batch["answer_mask"][row].tolist() == slice_only
     assert batch["label"].tolist() == [[0, 0]] * 3
@@ -198,7 +197,7 @@ def test_labels_of_the_sample_are_the_answers(sample, tokenizer, cut):
             assert (first, last) == (0, 0)
             continue
         inside = offsets[0, 0] <= answers[0].start and answers[0].end <= offsets[-1, 1]
-        assert (first > 0) == (last > 0) == inside  # holds for the sample: no answer begins with a dropped character
+        assert (first > 0) == (last > 0) == inside  # no answer of the sample begins with a dropped character
         if inside:
             labelled.add(number)
             covered = text[offsets[first - prefix, 0] : offsets[last - prefix, 1]]
@@ -259,7 +258,8 @@ def test_labels_on_ugly_texts(tokenizer, data, context):
 @calm
 @given(ugly_texts)
 def test_a_cased_tokenizer_gives_sound_offsets_too(context):
-    for text, (ids, offsets) in zip([context, context + "é"], encode(cased_tokenizer(), [context, context + "é"])):
+    texts = [context, context + "é"]
+    for text, (ids, offsets) in zip(texts, encode(cased_tokenizer(), texts), strict=True):
         assert len(ids) == len(offsets) and (offsets[:, 0] < offsets[:, 1]).all()
         assert (np.diff(offsets, axis=0) >= 0).all() and offsets.max(initial=0) <= len(text)
 
@@ -321,7 +321,8 @@ def test_pieces_give_the_tokens_of_the_whole(tokenizer, texts, size):
             pieces = list(split_long(text))
             assert "".join(piece for _, piece in pieces) == text
             assert all(text[start:].startswith(piece) for start, piece in pieces)
-    assert [(ids.tolist(), offsets.tolist()) for ids, offsets in found] == [whole(tokenizer, text) for text in texts]
+    found = [(ids.tolist(), offsets.tolist()) for ids, offsets in found]
+    assert found == [whole(tokenizer, text) for text in texts]
 
 
 @pytest.mark.parametrize("glue", ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x1f", "\x85", "\u200c", ""])
