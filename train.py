@@ -35,7 +35,9 @@ def main(argv=None):
 
 def train(options):
     """Enter the run's folder, alone, and train there; returns the exit code."""
-    from training.run import RunFolder, enter_folder, recorded_options, settle_options  # heavy: --help is quick
+    from training.run import (  # heavy, so after the options: --help is quick
+        RunFolder, enter_folder, recorded_options, refuse_guessing, settle_options,
+    )
 
     options = settle_options(options)
     run = RunFolder(options.out)
@@ -46,6 +48,7 @@ def train(options):
                 print(f"{run.root}: this run is finished; nothing to do")
                 return 0
         elif options.resume:
+            refuse_guessing(options)
             print(f"{run.root}: no run to resume there; starting one")
         return train_in(run, options)
 
@@ -180,7 +183,7 @@ def loop(options, run, state, reader, windows, dev_set, optimizer, scaler):
                 state.timed_windows += result.windows
                 state.timed_tokens += result.tokens
             run.append_log({
-                "step": state.step, "epoch": state.epoch, "loss": result.loss, "lr": rate,
+                "step": state.step, "epoch": batches_epoch, "loss": result.loss, "lr": rate,
                 "grad_norm": result.grad_norm if result.updated else None, "windows": result.windows,
                 "tokens": result.tokens, "padded_tokens": result.padded_tokens, "updated": result.updated,
                 "seconds": seconds,
@@ -191,7 +194,7 @@ def loop(options, run, state, reader, windows, dev_set, optimizer, scaler):
 
 
 def finish(run, state, reader, dev_set):
-    """Put the best weights into model/, score them once more, and write all files; metrics.json comes last."""
+    """Put the best weights into model/, time them, and write all files; metrics.json comes last."""
     from training.setup import write_results
 
     scores = write_results(run, state, reader, dev_set)
@@ -201,7 +204,7 @@ def finish(run, state, reader, dev_set):
         print(f" (before training: {before['exact']:.2f}, {before['f1']:.2f})" if before else "")
         reported = scores.get("threshold_halves", {}).get("reported_on")
         if reported:
-            print(f"on the half that did not tune the no-answer threshold: {reported['exact']:.2f}, {reported['f1']:.2f}")
+            print(f"on the half that did not tune the threshold: {reported['exact']:.2f}, {reported['f1']:.2f}")
     print(f"ask it: python infer.py --model {shlex.quote(str(run.model))}")
 
 

@@ -128,8 +128,10 @@ def test_span_loss_by_hand():
 
 def test_padding_changes_no_loss(reader, windows):
     short = int(windows.length.argmin())
-    batch = {name: torch.from_numpy(array) for name, array in windows.fill([short, int(windows.length.argmax())]).items()}
-    alone = {name: torch.from_numpy(array) for name, array in windows.fill([short]).items()}
+    batch, alone = (
+        {name: torch.from_numpy(array) for name, array in windows.fill(chosen).items()}
+        for chosen in ([short, int(windows.length.argmax())], [short])
+    )
     assert batch["input_ids"].shape[1] > alone["input_ids"].shape[1]
 
     def loss(which):
@@ -204,7 +206,12 @@ def test_non_finite_stops_before_the_update(reader, windows, fault):
 def test_fp16_overflow_leaves_the_step_out_until_the_scale_is_spent(reader, windows):
     optimizer, scaler = make_optimizer(reader.model, 0.01), make_scaler(CPU, "fp16")
     chosen = torch.arange(5).numpy()
-    result = step(reader, windows, optimizer, chosen, precision="fp16", scaler=scaler)
+    _, raw = accumulated(reader, windows, chosen, 200)
+    norm = math.sqrt(sum((g.double() ** 2).sum() for g in raw.values()))
+    result = step(reader, windows, optimizer, chosen, precision="fp16", scaler=scaler, clip=norm / 2)
+    assert result.updated and result.grad_norm == pytest.approx(norm, rel=0.01)  # not 65,536 times that
+    after = math.sqrt(sum((g.double() ** 2).sum() for g in gradients(reader.model).values()))
+    assert after == pytest.approx(norm / 2, rel=1e-3)
     scale = scaler.get_scale()
     handle = reader.model.qa_outputs.bias.register_hook(lambda gradient: gradient * float("inf"))
     before = snapshot(reader.model, optimizer)

@@ -1,4 +1,4 @@
-"""Runs small enough to be repeated many times: data of a few dozen windows, and a process that starts runs quickly."""
+"""Runs small enough to be repeated many times: a few dozen windows, and a process that starts runs quickly."""
 
 import json
 import os
@@ -11,11 +11,12 @@ from data.examples import Answer, Example
 ROOT = Path(__file__).parents[1]
 WINDOW = 64
 
-# Imports torch once; every line on stdin then becomes a process of its own that runs train.main, where a call of
-# {"kill": [module, function, n]} is SIGKILL instead of the n-th call. Answers "PID", then "CODE", a line each.
+# Imports torch once (and _dynamo, which its optimizers import late); every line on stdin then becomes a process of
+# its own that runs train.main, where {"kill": [module, function, n]} asks for SIGKILL in place of the n-th call.
+# Answers with the process id, then with the exit code, a line each.
 NURSERY = """
 import importlib, json, os, signal, sys
-import tqdm, train, training.evaluate, training.run, training.setup, training.state, training.step
+import torch._dynamo, tqdm, train, training.evaluate, training.run, training.setup, training.state, training.step
 for line in sys.stdin:
     job = json.loads(line)
     pid = os.fork()
@@ -109,7 +110,7 @@ def examples(numbers):
         yield Example(f"has-{number}", "How long did the miller live there?", context, references, f"data[{number}]")
 
 
-def arguments(folder, model, out, **changes):
+def arguments(folder, model, out, /, **changes):
     """Flags of a run on train.json and dev.json of `folder`; a change of None takes a flag out."""
     flags = {
         "train": folder / "train.json", "dev": folder / "dev.json", "model": model, "out": out, "precision": "fp32",
@@ -126,3 +127,17 @@ def arguments(folder, model, out, **changes):
 def read_log(run):
     """The records of a run's log.jsonl."""
     return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def results(run):
+    """What must be the same: weights and the other files of model/, predictions, scores, losses."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    timed = {"train_seconds", "eval_seconds", "windows_per_second", "tokens_per_second", "peak_memory_bytes",
+             "seconds_per_question"}
+    evaluations = [{k: v for k, v in e.items() if k not in timed} for e in metrics.pop("evaluations")]
+    log = [{k: v for k, v in record.items() if k != "seconds"} for record in read_log(run)]
+    last = run / "checkpoints" / f"step-{metrics['steps']:08d}" / "model.safetensors"
+    paths = [*(run / "model").iterdir(), *run.glob("*_*.json"), run / "predictions.json", last]
+    files = {str(path.relative_to(run)): path.read_bytes() for path in paths}
+    assert len(files) == 5 + 3 + 1 and "model/model.safetensors" in files
+    return files, {k: v for k, v in metrics.items() if k not in timed}, evaluations, log

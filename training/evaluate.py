@@ -103,8 +103,8 @@ def tune_threshold(examples, predictions):
 
 def latency(reader, examples):
     """Seconds per question at batch 1, median and 95th percentile, over LATENCY_QUESTIONS spread questions."""
-    step = max(1, len(examples) // LATENCY_QUESTIONS)
-    chosen = examples[::step][:LATENCY_QUESTIONS]
+    places = np.linspace(0, len(examples) - 1, min(len(examples), LATENCY_QUESTIONS)).astype(int)
+    chosen = [examples[place] for place in places]
     reader.ask(chosen[0].question, chosen[0].context)  # the first call pays for warming up
     seconds = [reader.ask(example.question, example.context)[1] for example in chosen]
     return {"p50": float(np.percentile(seconds, 50)), "p95": float(np.percentile(seconds, 95))}

@@ -151,6 +151,15 @@ def recorded_options(options, run):
     return options.replace(str(run.config), **{n: v for n, v in recorded.items() if n not in FREE_ON_RESUME})
 
 
+def refuse_guessing(options):
+    """Refuse --resume of a run that is not there when nothing says what to start instead: a slip in --out, surely."""
+    if options.given("out") and not options.given("dataset") and not options.given("train"):
+        raise InputError(
+            f"{options.out}: there is no run to resume; check --out, or start one there with --dataset NAME or "
+            f"--train FILE"
+        )
+
+
 @contextmanager
 def enter_folder(run, resume):
     """A context that has the run's folder to itself; a folder made for it and left empty is taken away again.
