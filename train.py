@@ -35,9 +35,8 @@ def main(argv=None):
 
 def train(options):
     """Enter the run's folder, alone, and train there; returns the exit code."""
-    from training.run import (  # heavy, so after the options: --help is quick
-        RunFolder, enter_folder, recorded_options, refuse_guessing, settle_options,
-    )
+    from training.folder import RunFolder, enter_folder  # heavy, so after the options: --help is quick
+    from training.run import recorded_options, refuse_guessing, settle_options
 
     options = settle_options(options)
     run = RunFolder(options.out)
@@ -59,9 +58,10 @@ def train_in(run, options):
 
     from data.windows import WindowSet
     from model.source import resolve_model
+    from training.folder import check_space, has_checkpoint
     from training.optimizer import make_optimizer
     from training.precision import choose_device, choose_precision, make_scaler
-    from training.run import check_space, data_files, describe_run, has_checkpoint, read_split, write_or_compare
+    from training.run import data_files, describe_run, read_split, write_or_compare
     from training.setup import build_reader, print_setup, seed_everything
     from training.state import LoopState, complete_checkpoints, load_checkpoint, sweep_leftovers
     from training.step import NonFinite
@@ -126,7 +126,8 @@ def loop(options, run, state, reader, windows, dev_set, optimizer, scaler):
     from data.batches import epoch_batches
     from training.evaluate import evaluate
     from training.optimizer import learning_rate
-    from training.setup import Progress, Stopped, plan_steps, save_best
+    from training.progress import Progress, Stopped
+    from training.setup import plan_steps, save_best
     from training.state import save_checkpoint
     from training.step import train_step
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from common.errors import InputError
 from model.source import resolve_model
 from reader import Reader
-from training.run import RunFolder, newest_finished
+from training.folder import RunFolder, newest_finished
 
 RUNS = Path("runs")
 

@@ -12,9 +12,10 @@ from data.windows import WindowSet
 from metrics import evaluate_v1
 from reader import CHUNK_QUESTIONS
 from training.evaluate import (
-    PREDICTION_FILES, answer_text, latency, prediction_files, references_of, score_at,
+    PREDICTION_FILES, answer_text, prediction_files, references_of, score_at,
 )
-from training.run import RunFolder, peak_memory_bytes
+from training.folder import RunFolder
+from training.measure import latency, peak_memory_bytes
 from training.setup import parameter_counts
 
 METRICS_FILE = "metrics.json"

@@ -19,7 +19,7 @@ from tests.tiny_model import make_model
 from tests.tiny_run import arguments, read_log, write_squad
 from training.optimizer import make_optimizer
 from training.precision import make_scaler
-from training.run import RunFolder
+from training.folder import RunFolder
 from training.state import LoopState, complete_checkpoints, load_checkpoint, save_checkpoint, sweep_leftovers
 
 CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ from data.decode import Prediction, Span
 from data.examples import Answer, Example
 from metrics import split_halves
 from training.evaluate import (
-    LATENCY_QUESTIONS, answer_text, evaluate, latency, nbest_of, null_odds_of, prediction_files, references_of,
-    score_at, tune_threshold,
+    answer_text, evaluate, nbest_of, null_odds_of, prediction_files, references_of, score_at, tune_threshold,
 )
+from training.measure import LATENCY_QUESTIONS, latency
 
 
 def example(number, text, context=None):

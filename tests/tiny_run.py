@@ -16,7 +16,7 @@ WINDOW = 64
 # Answers with the process id, then with the exit code, a line each.
 NURSERY = """
 import importlib, json, os, signal, sys
-import torch._dynamo, tqdm, train, training.evaluate, training.run, training.setup, training.state, training.step
+import torch._dynamo, tqdm, train, training.evaluate, training.folder, training.measure, training.progress, training.run, training.setup, training.state, training.step
 for line in sys.stdin:
     job = json.loads(line)
     pid = os.fork()

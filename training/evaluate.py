@@ -3,11 +3,8 @@
 import time
 from dataclasses import dataclass
 
-import numpy as np
-
 from metrics import best_threshold, evaluate_v1, evaluate_v2, question_scores, split_halves
 
-LATENCY_QUESTIONS = 50
 PREDICTION_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json")
 
 
@@ -99,15 +96,6 @@ def tune_threshold(examples, predictions):
             [examples[k] for k in reported], [predictions[k] for k in reported], threshold
         )
     return threshold, halves
-
-
-def latency(reader, examples):
-    """Seconds per question at batch 1, median and 95th percentile, over LATENCY_QUESTIONS spread questions."""
-    places = np.linspace(0, len(examples) - 1, min(len(examples), LATENCY_QUESTIONS)).astype(int)
-    chosen = [examples[place] for place in places]
-    reader.ask(chosen[0].question, chosen[0].context)  # the first call pays for warming up
-    seconds = [reader.ask(example.question, example.context)[1] for example in chosen]
-    return {"p50": float(np.percentile(seconds, 50)), "p95": float(np.percentile(seconds, 95))}
 
 
 def nbest_of(prediction, offer_null):

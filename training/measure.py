@@ -1,0 +1,35 @@
+"""What a run costs: parameters, memory, seconds per question."""
+
+import sys
+
+import numpy as np
+import torch
+
+LATENCY_QUESTIONS = 50
+
+
+def parameter_counts(model):
+    """(trainable, total) parameters."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+
+
+def latency(reader, examples):
+    """Seconds per question at batch 1, median and 95th percentile, over LATENCY_QUESTIONS spread questions."""
+    places = np.linspace(0, len(examples) - 1, min(len(examples), LATENCY_QUESTIONS)).astype(int)
+    chosen = [examples[place] for place in places]
+    reader.ask(chosen[0].question, chosen[0].context)  # the first call pays for warming up
+    seconds = [reader.ask(example.question, example.context)[1] for example in chosen]
+    return {"p50": float(np.percentile(seconds, 50)), "p95": float(np.percentile(seconds, 95))}
+
+
+def peak_memory_bytes(device):
+    """Most memory this process held: on the GPU when there is one, else resident; None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource  # POSIX only
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
