@@ -43,7 +43,8 @@ def load_tokenizer(folder, vocab_size=None):
     size = max(vocabulary.values()) + 1
     if vocab_size is not None and size > vocab_size:
         raise InputError(
-            f"{path}: has ids up to {size - 1}, and the model knows {vocab_size} word pieces: they do not belong together"
+            f"{path}: has ids up to {size - 1}, and the model knows {vocab_size} word pieces: "
+            f"they do not belong together"
         )
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -76,7 +76,8 @@ class BertConfig:
             number_fits = isinstance(value, (int, float)) if field.type is float else isinstance(value, field.type)
             if not number_fits or isinstance(value, bool):
                 raise InputError(f"{source}: {field.name} should be {field.type.__name__}, found {value!r}")
-            if field.type is not str and not lowest(field) <= value < (1 if field.name.endswith("_prob") else float("inf")):
+            below = 1 if field.name.endswith("_prob") else float("inf")
+            if field.type is not str and not lowest(field) <= value < below:
                 raise InputError(f"{source}: {field.name} cannot be {value}")
             chosen[field.name] = value
         config = cls(**chosen)

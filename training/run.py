@@ -31,7 +31,7 @@ def settle_options(options):
     """Defaults that depend on other options, and refusals of impossible pairs; returns Options."""
     if options.dataset is None and not options.train:
         if options.dev:
-            raise InputError("--dev is given without --train FILE… or --dataset NAME, so there is nothing to train on")
+            raise InputError("--dev is given without --train FILE… or --dataset NAME: there is nothing to train on")
         options = options.replace("default", dataset="sample")
     if options.dataset and options.train:
         raise InputError("--dataset and --train exclude each other: choose the named data or your own files")
