@@ -19,7 +19,7 @@ from data.examples import Example
 from data.tokenizer import load_tokenizer, save_tokenizer
 from data.windows import WindowSet, WindowSettings
 from model.weights import load_model, read_config, save_weights
-from training.precision import autocast, choose_device, choose_precision
+from model.precision import autocast, choose_device, choose_precision
 
 FORMAT = 1  # of reader.json and of run folders; a reader of another number refuses
 SETTINGS_FILE = "reader.json"

@@ -60,7 +60,7 @@ def train_in(run, options):
     from model.source import resolve_model
     from training.folder import check_space, has_checkpoint
     from training.optimizer import make_optimizer
-    from training.precision import choose_device, choose_precision, make_scaler
+    from model.precision import choose_device, choose_precision, make_scaler
     from training.run import data_files, describe_run, read_split, write_or_compare
     from training.setup import build_reader, print_setup, seed_everything
     from training.state import LoopState, complete_checkpoints, load_checkpoint, sweep_leftovers

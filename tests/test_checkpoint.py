@@ -18,7 +18,7 @@ from common.errors import InputError
 from tests.tiny_model import make_model
 from tests.tiny_run import arguments, read_log, write_squad
 from training.optimizer import make_optimizer
-from training.precision import make_scaler
+from model.precision import make_scaler
 from training.folder import RunFolder
 from training.state import LoopState, complete_checkpoints, load_checkpoint, save_checkpoint, sweep_leftovers
 

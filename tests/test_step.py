@@ -10,7 +10,7 @@ from data.windows import WindowSet, WindowSettings
 from reader import Reader, ReaderSettings
 from tests.tiny_run import WINDOW, examples
 from training.optimizer import make_optimizer
-from training.precision import choose_device, choose_precision, make_scaler
+from model.precision import choose_device, choose_precision, make_scaler
 from training.step import NonFinite, accumulate, span_loss, train_step
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from data.batches import split_by_tokens, to_tensors
-from training.precision import autocast
+from model.precision import autocast
 
 
 class NonFinite(ArithmeticError):
