@@ -120,8 +120,9 @@ def predict(options):
 
     from data.readers import read_dataset
     from prompt.predict import (
-        add_latency, answer_all, check_out, choose_null, score_lines, without_span, write_predictions,
+        add_latency, answer_all, check_out, choose_null, without_span, write_predictions,
     )
+    from training.evaluate import score_lines
 
     check_out(options.out, options.overwrite)
     dataset = read_dataset(options.predict, misaligned="skip" if options.skip_misaligned else "stop")
@@ -143,8 +144,11 @@ def predict(options):
         note(f"note: {sentence}")
     add_latency(metrics, reader, examples)
     write_predictions(options.out, predictions, policy, metrics)
-    for line in score_lines(metrics, examples):
-        print(line)
+    if "exact" in metrics:
+        for line in score_lines(metrics, rest=len(examples) - metrics["total"]):
+            print(line)
+    else:
+        print("no references in the data, so nothing to score")
     print(f"{len(examples)} questions in {metrics['eval_seconds']:.1f} s; predictions are in {options.out}")
     return 0
 

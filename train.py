@@ -196,16 +196,14 @@ def loop(options, run, state, reader, windows, dev_set, optimizer, scaler):
 
 def finish(run, state, reader, dev_set):
     """Put the best weights into model/, time them, and write all files; metrics.json comes last."""
+    from training.evaluate import score_lines
     from training.setup import write_results
 
     scores = write_results(run, state, reader, dev_set)
     if scores:
-        print(f"exact match {scores['exact']:.2f}, F1 {scores['f1']:.2f} on {scores['total']} questions", end="")
         before = next((e for e in state.evaluations if e["step"] == 0), None)
-        print(f" (before training: {before['exact']:.2f}, {before['f1']:.2f})" if before else "")
-        reported = scores.get("threshold_halves", {}).get("reported_on")
-        if reported:
-            print(f"on the half that did not tune the threshold: {reported['exact']:.2f}, {reported['f1']:.2f}")
+        for line in score_lines(scores, before=before):
+            print(line)
     print(f"ask it: python infer.py --model {shlex.quote(str(run.model))}")
 
 

@@ -168,17 +168,3 @@ def write_predictions(folder, predictions, policy, metrics):
 def add_latency(metrics, reader, examples):
     """Seconds per question at batch 1, with p50 and p95."""
     metrics["seconds_per_question"] = latency(reader, examples)
-
-
-def score_lines(metrics, examples):
-    """What is printed of the scores; says so when only some questions could be scored, or none."""
-    if "exact" not in metrics:
-        yield "no references in the data, so nothing to score"
-        return
-    rest = len(examples) - metrics["total"]
-    more = f" (the other {rest} have no references)" if rest else ""
-    yield f"exact match {metrics['exact']:.2f}, F1 {metrics['f1']:.2f} on {metrics['total']} questions{more}"
-    for part, name in (("HasAns", "with an answer"), ("NoAns", "without an answer")):
-        if f"{part}_total" in metrics:
-            exact, f1, total = (metrics[f"{part}_{key}"] for key in ("exact", "f1", "total"))
-            yield f"{name}: exact match {exact:.2f}, F1 {f1:.2f} on {total} questions"
