@@ -53,7 +53,9 @@ class ReaderSettings:
             settings = cls(
                 WindowSettings(**values["windows"]), DecodeSettings(**values["decode"]), values["null_threshold"]
             )
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
+            raise InputError(f"{path}: {error.args[0]}: missing, so these are not the settings of a reader") from None
+        except TypeError as error:
             raise InputError(f"{path}: not the settings of a reader ({error})") from None
         threshold, decode = settings.null_threshold, settings.decode
         # JSON's 1e999 is read as infinity

@@ -21,7 +21,9 @@ def main(argv=None):
     try:
         options = parse("train.py", DESCRIPTION, TRAIN_OPTIONS, argv)
         if options.print_config:
-            print(render_config(options), end="")
+            from training.run import settle_options
+
+            print(render_config(settle_options(options)), end="")
             return 0
         with terminable():
             return train(options)

@@ -9,11 +9,13 @@ from common.errors import InputError
 
 
 def read_bytes(path):
-    """Return the bytes of `path`; InputError when it is missing, a folder or unreadable."""
+    """Return the bytes of `path`; InputError when it is missing, a folder, a device or unreadable."""
     path = Path(path)
     try:
         if path.is_dir():  # raises for a name too long, or inside a folder one may not enter
             raise InputError(f"{path}: this is a folder, and a file is expected here")
+        if path.is_char_device() and str(path) not in ("/dev/stdin", os.devnull):  # /dev/zero has no end
+            raise InputError(f"{path}: this is a device, and a file is expected here")
         return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
@@ -36,28 +38,32 @@ def read_text(path):
         ) from None
 
 
-def parse_json(text, source):
-    """Return the value that `text` (read from `source`) holds; strict: NaN and Infinity are refused."""
+def parse_json(text, source, line=None):
+    """Return the value that `text` (read from `source`) holds; strict: NaN and Infinity are refused.
+
+    line: the number of the one line of `source` that `text` is, where each line is a value of its own.
+    """
+    place, whole = (source, "file") if line is None else (f"{source}: line {line}", "line")
 
     def refuse_constant(name):
-        raise InputError(f"{source}: holds {name}, which is not JSON; write a number or null instead")
+        raise InputError(f"{place}: holds {name}, which is not JSON; write a number or null instead")
 
     try:
         return json.loads(text, parse_constant=refuse_constant)
     except json.JSONDecodeError as error:
         if not text.strip():
-            raise InputError(f"{source}: the file is empty, and JSON is expected") from None
+            raise InputError(f"{place}: the {whole} is empty, and JSON is expected") from None
         at_end = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
-        hint = "; the file looks truncated" if at_end else ""
+        hint = f"; the {whole} looks truncated" if at_end else ""
         raise InputError(
-            f"{source}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}{hint}"
+            f"{source}: not JSON at line {line or error.lineno}, column {error.colno}: {error.msg}{hint}"
         ) from None
     except InputError:
         raise
-    except ValueError as error:  # an integer of thousands of digits
-        raise InputError(f"{source}: holds a number that cannot be read ({error})") from None
+    except ValueError:  # Python converts no more than 4,300 digits
+        raise InputError(f"{place}: holds a number with too many digits to be read") from None
     except RecursionError:
-        raise InputError(f"{source}: JSON nested too deeply to be a data set") from None
+        raise InputError(f"{place}: JSON nested too deeply to be a data set") from None
 
 
 def read_json(path):
@@ -75,23 +81,36 @@ def sync_folder(path):
             os.close(handle)
 
 
+def check_target(path):
+    """InputError when `path` exists and is no regular file (nor a link to one): a rename would replace it."""
+    exists = os.path.exists(path) or os.path.lexists(os.path.realpath(path))  # the latter: links in a circle
+    if exists and not os.path.isfile(path):
+        kind = "a folder" if os.path.isdir(path) else "not a regular file"
+        raise InputError(f"{path}: cannot be written (it is {kind}); name another file")
+
+
 def write_atomic(path, data):
-    """Write text or bytes under a temporary name beside `path`, then rename: all or nothing."""
-    path = Path(path)
+    """Write text or bytes under a temporary name beside `path`, then rename: all or nothing.
+
+    A symbolic link stays, and the file it leads to is written. InputError when that exists and is
+    not a regular file, and when the disk refuses.
+    """
+    check_target(path)
+    target = Path(os.path.realpath(path))
     data = data.encode("utf-8") if isinstance(data, str) else data
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         if temporary.exists():  # unlink(missing_ok=True) would itself raise below a path that is a file
             temporary.unlink()
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-    sync_folder(path.parent)
+    sync_folder(target.parent)
 
 
 def write_json(path, value):

@@ -23,6 +23,7 @@ def build_parser():
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="nested SQuAD JSON, flat JSON, JSONL or CSV")
     add("--repair", metavar="OUT", help="write a mended copy of the one FILE as nested SQuAD JSON")
+    add("--overwrite", action="store_true", help="with --repair: replace OUT where that file exists")
     add("--json", action="store_true", help="print one JSON object, with every finding")
     add("--all", action="store_true", help="print every finding, not 20 of each kind")
     return parser
@@ -41,12 +42,14 @@ def main(argv=None):
 def run(options):
     if options.repair is not None and len(options.files) > 1:
         raise InputError(f"--repair mends one file at a time, and {len(options.files)} were given")
+    if options.overwrite and options.repair is None:
+        raise InputError("--overwrite goes with --repair OUT, which was not given")
     limit = None if options.all else 20
     report = lint(*options.files)
     if options.repair is None:
         print(json.dumps(to_json(report), ensure_ascii=False) if options.json else render(report, limit))
         return 1 if report.findings else 0
-    account = repair_file(options.files[0], options.repair)
+    account = repair_file(options.files[0], options.repair, options.overwrite)
     after = lint(options.repair)
     if options.json:
         changes = {"out": options.repair, "changes": dict(account.changes), "dropped": account.dropped}

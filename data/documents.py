@@ -36,7 +36,7 @@ class Reference:
             return None
         there = context[self.start:self.start + len(self.text)]
         if not there:
-            return f"{said}, which is beyond the context's {len(context)} characters"
+            return f"{said}, which is beyond the context's {counted(len(context), 'character')}"
         return f"{said}, where the context has {shown(there)}"
 
 

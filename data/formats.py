@@ -45,7 +45,7 @@ def find_records(source, text):
         return read_csv(source, text), {}
     if is_jsonl(text):
         records = [
-            (f"line {number}", parse_json(line, f"{source.path} line {number}"))
+            (f"line {number}", parse_json(line, source.path, number))
             for number, line in enumerate(text.split("\n"), 1) if line.strip()
         ]
         return [(where, source.check(row, dict, where)) for where, row in records], {}
@@ -59,7 +59,11 @@ def find_records(source, text):
         return records, source.extra(root, {"data", "version"})
     if "question" in root or "paragraphs" in root:
         return [("line 1", root)], {}
-    source.refuse("", f'expected a list of articles under "data", found the keys {shown(", ".join(root))}')
+    source.refuse("", f'expected a list of articles under "data", found {shown_keys(root)}')
+
+
+def shown_keys(row):
+    return f'the keys {shown(", ".join(row))}' if row else "an empty object"
 
 
 def is_jsonl(text):
@@ -92,8 +96,8 @@ def read_flat(source, records):
     articles = []
     for where, row in records:
         if "question" not in row and "context" not in row:
-            keys = shown(", ".join(row))
-            source.refuse(where, f'expected "paragraphs", or "context" and "question", found the keys {keys}')
+            keys = shown_keys(row)
+            source.refuse(where, f'expected "paragraphs", or "context" and "question", found {keys}')
         context = source.field(row, "context", str, where)
         title = source.optional(row, "title", str, where) or ""
         if not articles or articles[-1].title != title:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import InputError
-from common.files import write_atomic
+from common.files import check_target, write_atomic
 from data.documents import unique_id
 from data.formats import read_document
 
@@ -219,16 +219,21 @@ def question_to_squad(question, unanswerable):
     return {**record, **question.extra}
 
 
-def repair_file(path, out):
-    """Mend the file `path` (any format) into the new file `out`, whole or not at all.
+def repair_file(path, out, overwrite=False):
+    """Mend the file `path` (any format) into the file `out`, whole or not at all.
 
-    Returns the Account. InputError when `out` is `path` itself, when nothing would be left, or
+    Returns the Account. InputError when `out` is `path` itself (under whatever name, through links
+    too), is no regular file, or exists and `overwrite` is not set; when nothing would be left; or
     when `path` is no data set.
     """
     path, out = Path(path), Path(out)
     same = os.path.realpath(path) == os.path.realpath(out)
-    if same or (out.exists() and path.exists() and out.samefile(path)):
+    exists = os.path.exists(out)
+    if same or (exists and os.path.exists(path) and out.samefile(path)):
         raise InputError(f"{out}: --repair would write over its own input; name another file")
+    check_target(out)
+    if exists and not overwrite:
+        raise InputError(f"{out}: this file exists; name another one, or add --overwrite to replace it")
     document = read_document(path)
     account = repair(document)
     if next(document.questions(), None) is None:

@@ -72,7 +72,9 @@ def _how_to_convert(name):
         "a pickle, which is not read because unpickling can run any code; where transformers is installed, "
         f"make a folder to pass instead: from transformers import AutoModel, AutoTokenizer; "
         f"AutoModel.from_pretrained({str(name)!r}).save_pretrained('FOLDER', safe_serialization=True); "
-        f"AutoTokenizer.from_pretrained({str(name)!r}).save_pretrained('FOLDER')"
+        f"AutoTokenizer.from_pretrained({str(name)!r}).save_pretrained('FOLDER') "
+        f"(with AutoModelForQuestionAnswering in place of AutoModel when it is fine-tuned to answer, "
+        f"since AutoModel drops the head)"
     )
 
 

@@ -114,7 +114,8 @@ def weight_files(folder):
     if (folder / "pytorch_model.bin").is_file():
         raise InputError(
             f"{folder}: only pytorch_model.bin, a pickle, which can run code when read; convert it where transformers "
-            f"is installed: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, safe_serialization=True)"
+            f"is installed: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, safe_serialization=True), or "
+            f"AutoModelForQuestionAnswering likewise when it is fine-tuned to answer"
         )
     raise InputError(f"{folder}: no model.safetensors in it")
 
@@ -172,6 +173,19 @@ def load_weights(model, folder):
     return LoadReport(tuple(used), tuple(left_out), tuple(missing))
 
 
+def check_size(config, folder):
+    """Refuse a config.json that describes far more than the files hold, before memory is asked for."""
+    D, F = config.hidden_size, config.intermediate_size
+    rows = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
+    least = rows * D + config.num_hidden_layers * (4 * D * D + 2 * D * F)
+    held = sum(path.stat().st_size for path in weight_files(folder) if path.is_file())
+    if least > max(held, 2**31):  # no format spends less than a byte on a parameter; smaller misfits show by shape
+        raise InputError(
+            f"{folder}: config.json describes {least:,} parameters and the weights are {held:,} bytes long: "
+            f"they do not belong together"
+        )
+
+
 def load_model(folder, *, dropout=None, attention_dropout=None):
     """Build the model a folder describes and fill it; returns (model, LoadReport).
 
@@ -182,7 +196,9 @@ def load_model(folder, *, dropout=None, attention_dropout=None):
         values["hidden_dropout_prob"] = dropout
     if attention_dropout is not None:
         values["attention_probs_dropout_prob"] = attention_dropout
-    model = BertForQuestionAnswering(BertConfig.from_dict(values))
+    config = BertConfig.from_dict(values)
+    check_size(config, folder)
+    model = BertForQuestionAnswering(config)
     return model, load_weights(model, folder)
 
 

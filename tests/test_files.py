@@ -26,13 +26,34 @@ def test_json_keeps_letters_and_escapes_lone_surrogates(tmp_path):
         ('{"a": "unfinished', "looks truncated"),
         ('{"a" 1}', "line 1, column 6"),
         ("[" * 100_000, "nested too deeply"),
-        ("9" * 5000, "number that cannot be read"),
+        ("9" * 5000, "^some.json: holds a number with too many digits to be read$"),
     ],
 )
 def test_what_is_not_json(text, sentence):
     with pytest.raises(InputError, match=sentence) as error:
         parse_json(text, "some.json")
     assert str(error.value).startswith("some.json: ") and "\n" not in str(error.value)
+
+
+def test_a_fault_in_one_line_has_one_place():
+    for text, sentence in (
+        ('{"a": 1', "x: not JSON at line 7, column 8: Expecting ',' delimiter; the line looks truncated"),
+        ("[NaN]", "x: line 7: holds NaN, which is not JSON; write a number or null instead"),
+        ("9" * 5000, "x: line 7: holds a number with too many digits to be read"),
+        ("[" * 100_000, "x: line 7: JSON nested too deeply to be a data set"),
+    ):
+        with pytest.raises(InputError) as error:
+            parse_json(text, "x", 7)
+        assert str(error.value) == sentence
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs POSIX devices")
+def test_devices_are_not_read(tmp_path):
+    os.symlink("/dev/zero", tmp_path / "link")
+    for path in ("/dev/zero", tmp_path / "link"):
+        with pytest.raises(InputError, match="this is a device, and a file is expected here"):
+            read_text(path)
+    assert read_text(os.devnull) == ""
 
 
 def test_unreadable_files(tmp_path):
@@ -59,6 +80,40 @@ def test_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="No space left"):
         write_atomic(path, "new")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["x"]
+
+
+def test_links_are_followed(tmp_path):
+    (tmp_path / "deep").mkdir()
+    file, new = tmp_path / "deep" / "file", tmp_path / "deep" / "new"
+    file.write_text("old")
+    os.symlink("deep/file", tmp_path / "link")
+    os.symlink("link", tmp_path / "link to link")
+    os.symlink("deep/new", tmp_path / "dangling")
+    write_atomic(tmp_path / "link to link", "one")
+    write_atomic(tmp_path / "dangling", "two")
+    assert file.read_text() == "one" and new.read_text() == "two" and not new.is_symlink()
+    assert all((tmp_path / name).is_symlink() for name in ("link", "link to link", "dangling"))
+    assert sorted(os.listdir(tmp_path / "deep")) == ["file", "new"] and len(os.listdir(tmp_path)) == 4
+
+
+def test_what_is_no_regular_file_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    os.symlink("fifo", tmp_path / "link")
+    os.symlink("circle", tmp_path / "circle")
+    before = sorted(os.listdir(tmp_path))
+    for name, kind in (
+        ("fifo", "not a regular file"), ("link", "not a regular file"), ("circle", "not a regular file"),
+        ("folder", "a folder"),
+    ):
+        with pytest.raises(InputError) as error:
+            write_atomic(tmp_path / name, "x")
+        sentence = f"{tmp_path / name}: cannot be written (it is {kind}); name another file"
+        assert str(error.value) == sentence
+    assert sorted(os.listdir(tmp_path)) == before
+    assert (tmp_path / "fifo").is_fifo() and (tmp_path / "circle").is_symlink()
+    with pytest.raises(InputError, match="it is not a regular file"):
+        write_atomic(os.devnull, "x")
 
 
 def test_folder_is_whole_or_old(tmp_path):

@@ -120,6 +120,12 @@ def test_unusable_files_are_refused_as_by_the_reader(tmp_path):
         lint(path)
 
 
+def test_one_is_singular(tmp_path):
+    path = write(tmp_path / "x", ("c", [{"id": 1, "question": "q", "answers": [{"text": "c", "answer_start": 3}]}]))
+    assert found(path)[0][2].startswith("the answer \"c\" does not stand at 3, which is beyond the context's 1 character;")
+    assert f"{path}: 1 integer id read as text" in lint(path).summaries[0].notices
+
+
 def test_command_exit_codes_and_limits(tmp_path, capsys):
     clean = write(tmp_path / "clean.json", ("cat", [qa()]))
     assert main([str(clean)]) == 0
@@ -145,16 +151,21 @@ def test_repair_command(tmp_path, capsys):
     text = capsys.readouterr().out
     assert f"wrote {out}:\n  questions freed of outer whitespace: 1\n" in text
     assert text.endswith("clean: no findings\n")
-    assert main([str(dirty), "--repair", str(out), "--json"]) == 0
+    assert main([str(dirty), "--repair", str(out)]) == 2
+    sentence = f"{out}: this file exists; name another one, or add --overwrite to replace it\n"
+    assert capsys.readouterr() == ("", sentence)
+    assert main([str(dirty), "--repair", str(out), "--overwrite", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["repair"]["changes"] == {"question stripped": 1, "offset moved": 1}
     assert len(result["before"]["findings"]) == 2 and result["after"]["findings"] == []
-    assert main([str(out), "--repair", str(out)]) == 2
+    assert main([str(out), "--repair", str(out), "--overwrite"]) == 2
     assert "would write over its own input" in capsys.readouterr().err
     assert main([str(out), str(dirty), "--repair", "x"]) == 2
     assert capsys.readouterr().err == "--repair mends one file at a time, and 2 were given\n"
+    assert main([str(dirty), "--overwrite"]) == 2
+    assert capsys.readouterr().err == "--overwrite goes with --repair OUT, which was not given\n"
     twice = write(tmp_path / "twice.json", ("cat", [qa("1"), qa("2")]))
-    assert main([str(twice), "--repair", str(out)]) == 1  # a question asked twice is left to its owner
+    assert main([str(twice), "--repair", str(out), "--overwrite"]) == 1  # a question asked twice is left to its owner
 
 
 def test_module_runs_on_a_console_without_persian_letters(tmp_path):

@@ -224,7 +224,7 @@ MALFORMED = [
     (changed(format=2), "format 2 is unknown"),
     (changed(format="1"), "format '1' is unknown"),
     (changed(format=True), "format True is unknown"),
-    (without("windows"), r"not the settings of a reader \('windows'\)"),
+    (without("windows"), "windows: missing, so these are not the settings"),
     (without("decode"), "not the settings of a reader"),
     (without("null_threshold"), "not the settings of a reader"),
     (changed(windows=None), "not the settings of a reader"),

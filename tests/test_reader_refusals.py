@@ -32,7 +32,11 @@ REFUSED = [
     ('[{"context": "c"}]', '[0]: "question" is missing'),
     ('[{"question": "q"}]', '[0]: "context" is missing'),
     ('[{"question": "q", "context": null}]', "[0].context: expected text, found null"),
-    ('{"question": "q", "context": "c"}\n{"question": "q"', " line 2: not JSON"),
+    ('{"question": "q", "context": "c"}\n{"question": "q"', ": not JSON at line 2, column 17: "),
+    ('{"question": "q", "context": "c"}\n{"n": NaN}', ": line 2: holds NaN"),
+    ("{}", ': expected a list of articles under "data", found an empty object'),
+    ("[{}]", ': [0]: expected "paragraphs", or "context" and "question", found an empty object'),
+    ('{"n": ' + "9" * 5000 + "}", ": holds a number with too many digits to be read"),
     ('{"question": "q", "context": "c"}\n[]', ": line 2: expected an object, found a list"),
     ('{"question": "q", "context": "c"}\n{"question": 1, "context": "c"}',
      "line 2: question: expected text, found 1"),
@@ -74,7 +78,7 @@ REFUSED = [
     ("context,question,answers\na,b,{1: {2}}\n", "line 2: answers: expected"),
     ("context,question,answers\na,b,12\n", "line 2: answers: expected a list, found 12"),
 ]
-assert len(REFUSED) == 48
+assert len(REFUSED) == 52
 
 
 @pytest.mark.parametrize("number", range(len(REFUSED)))

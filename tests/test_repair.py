@@ -138,12 +138,40 @@ def test_repair_refuses_its_input_as_output_and_empty_results(tmp_path):
     path = write(tmp_path / "in.json", ("cat", [qa("1", "q", [("dog", 1)])]))
     before = path.read_bytes()
     os.symlink(path, tmp_path / "link.json")
-    for out in (path, tmp_path / "." / "in.json", tmp_path / "link.json"):
-        with pytest.raises(InputError, match="would write over its own input"):
-            repair_file(path, out)
+    os.link(path, tmp_path / "hard.json")
+    for out in (path, tmp_path / "." / "in.json", tmp_path / "link.json", tmp_path / "hard.json"):
+        for one, other in ((path, out), (out, path)):
+            with pytest.raises(InputError, match="would write over its own input"):
+                repair_file(one, other, overwrite=True)
     with pytest.raises(InputError, match="no question can be mended"):
         repair_file(path, tmp_path / "out")
     assert path.read_bytes() == before and not (tmp_path / "out").exists()
+
+
+def test_repair_spares_what_exists(tmp_path):
+    path = write(tmp_path / "in.json", ("cat", [qa("1", "q", [("cat", 1)])]))
+    old, link = tmp_path / "old.json", tmp_path / "link.json"
+    old.write_text("precious")
+    os.symlink("old.json", link)
+    for out in (old, link):
+        with pytest.raises(InputError) as caught:
+            repair_file(path, out)
+        assert str(caught.value) == (
+            f"{out}: this file exists; name another one, or add --overwrite to replace it"
+        )
+    assert old.read_text() == "precious"
+    os.mkfifo(tmp_path / "fifo")
+    for out, kind in ((tmp_path / "fifo", "not a regular file"), (tmp_path, "a folder"),
+                      (os.devnull, "not a regular file")):
+        for overwrite in (False, True):
+            with pytest.raises(InputError) as caught:
+                repair_file(path, out, overwrite)
+            assert str(caught.value) == f"{out}: cannot be written (it is {kind}); name another file"
+    assert (tmp_path / "fifo").is_fifo()
+    repair_file(path, link, overwrite=True)
+    assert link.is_symlink() and first_paragraph(old)["qas"][0]["answers"] == [
+        {"text": "cat", "answer_start": 0}
+    ]
 
 
 def test_lone_surrogate_in_an_extra_key_is_refused(tmp_path):
@@ -178,9 +206,9 @@ def damaged(draw):
 def test_repair_of_random_damage_is_clean_and_final(tmp_path, paragraphs):
     path = write(tmp_path / "in.json", ("whole", [qa("whole", "q", [("whole", 0)])]), *paragraphs)
     out, again = tmp_path / "out.json", tmp_path / "again.json"
-    repair_file(path, out)
+    repair_file(path, out, overwrite=True)
     assert not REPAIRED_KINDS & set(lint(out).totals())
-    assert not repair_file(out, again).changes
+    assert not repair_file(out, again, overwrite=True).changes
     assert again.read_bytes() == out.read_bytes()
     before, after = by_id(path), by_id(out)
     assert set(after) <= set(before)

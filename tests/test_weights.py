@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 
 import pytest
 import torch
@@ -328,3 +329,11 @@ def test_a_folder_that_transformers_saved_is_read(tiny_folder, tmp_path):
     model, report = load_model(tmp_path / "shards")
     assert report.head_is_new and sorted(report.left_out) == ["pooler.dense.bias", "pooler.dense.weight"]
     assert same_weights(model.bert, load_model(tiny_folder)[0].bert)
+
+
+def test_absurd_sizes_are_refused_before_memory_is_asked_for(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"vocab_size": 10**12}))
+    with pytest.raises(InputError, match="do not belong together"):
+        load_model(folder)

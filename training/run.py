@@ -17,6 +17,7 @@ from data.windows import WindowSettings
 from training.folder import FORMAT
 
 FREE_ON_RESUME = ("resume", "out", "recipe", "print_config")
+HARMLESS = ("keep", "save_every")  # may be given anew on --resume: they change no weight
 MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
@@ -43,7 +44,10 @@ def settle_options(options):
     for name in ("train", "dev"):  # absolute, so that --resume finds them from any folder
         paths = getattr(options, name)
         if paths:
-            options = options.replace(options.origins[name], **{name: [path.absolute() for path in paths]})
+            options = options.replace(options.origins[name], **{name: [path.resolve() for path in paths]})
+    folder = Path(options.model).expanduser()
+    if options.model != "minilm" and folder.is_dir():
+        options = options.replace(options.origins["model"], model=str(folder.resolve()))
     if options.out is None:
         options = options.replace("default", out=default_out(options))
     return options
@@ -56,7 +60,7 @@ def recorded_options(options, run):
     differing = [
         name
         for name in asked
-        if options.given(name) and name not in FREE_ON_RESUME and asked[name] != recorded.get(name)
+        if options.given(name) and name not in FREE_ON_RESUME + HARMLESS and asked[name] != recorded.get(name)
     ]
     if differing:
         raise InputError(
@@ -66,7 +70,8 @@ def recorded_options(options, run):
     unknown = sorted(set(recorded) - set(asked))
     if unknown:
         raise InputError(f"{run.config}: options.{unknown[0]}: unknown to this version, so the run cannot be resumed")
-    return options.replace(str(run.config), **{n: v for n, v in recorded.items() if n not in FREE_ON_RESUME})
+    kept = FREE_ON_RESUME + tuple(name for name in HARMLESS if options.given(name))
+    return options.replace(str(run.config), **{n: v for n, v in recorded.items() if n not in kept})
 
 
 def refuse_guessing(options):

@@ -40,6 +40,10 @@ def print_setup(reader, source, train_set, dev_set, windows, precision, notices)
     """Say what is about to run, and what was noticed on the way."""
     for notice in [*train_set.notices, *(dev_set.notices if dev_set else []), *notices]:
         print(f"note: {notice}")
+    if dev_set:
+        shared = {e.context for e in train_set.examples} & {e.context for e in dev_set.examples}
+        if shared:
+            print(f"note: {len(shared)} contexts are in both the training and the dev set, so the scores flatter")
     if windows.cut_questions:
         limit = windows.settings.question_limit
         print(f"note: {windows.cut_questions} questions are longer than {limit} tokens and were cut")
