@@ -12,6 +12,7 @@ from pathlib import Path
 from common.errors import InputError
 from common.files import read_text
 from common.options import parse, render_config
+from common.output import guarded_main
 from prompt.display import one_line
 from prompt.options import INFER_OPTIONS, TOP_K, TOP_K_JSON, choose_mode
 
@@ -20,8 +21,9 @@ DESCRIPTION = (
 )
 
 
+@guarded_main("infer.py")
 def main(argv=None):
-    """Run the command line; returns the exit code: 0, 2 (unusable input), 130 (interrupted)."""
+    """Run the command line; returns the exit code: 0, 1 (lost output), 2 (unusable input), 130 (interrupted)."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # answers are UTF-8, whatever the locale says
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -118,6 +120,7 @@ def predict(options):
     """Answer all questions of --predict and write predictions, scores and speed to --out."""
     from tqdm import tqdm
 
+    from data.documents import counted
     from data.readers import read_dataset
     from prompt.predict import (
         add_latency, answer_all, check_out, choose_null, without_span, write_predictions,
@@ -139,7 +142,9 @@ def predict(options):
         )
     if metrics["cut_questions"]:
         limit = reader.settings.windows.question_limit
-        note(f"note: {metrics['cut_questions']} questions are longer than {limit} tokens and were cut")
+        cut = metrics["cut_questions"]
+        are, were = ("is", "was") if cut == 1 else ("are", "were")
+        note(f"note: {counted(cut, 'question')} {are} longer than {limit} tokens and {were} cut")
     for sentence in without_span(examples, predictions):
         note(f"note: {sentence}")
     add_latency(metrics, reader, examples)
@@ -149,7 +154,8 @@ def predict(options):
             print(line)
     else:
         print("no references in the data, so nothing to score")
-    print(f"{len(examples)} questions in {metrics['eval_seconds']:.1f} s; predictions are in {options.out}")
+    asked = counted(len(examples), "question")
+    print(f"{asked} in {metrics['eval_seconds']:.1f} s; predictions are in {options.out}")
     return 0
 
 

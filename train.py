@@ -9,6 +9,7 @@ import time
 
 from common.errors import InputError
 from common.options import parse, render_config
+from common.output import guarded_main
 from training.options import TRAIN_OPTIONS
 from training.signals import StopRequest, Terminated, terminable
 
@@ -16,6 +17,7 @@ DESCRIPTION = "Fine-tune a BERT to answer questions from a text, or to say that 
 FIRST_STEPS = 5  # of each sitting, left out of the rates: caches and allocators warm up
 
 
+@guarded_main("train.py", keep_going=True)
 def main(argv=None):
     """Run the command line; returns the exit code: 0, 1 (training failed), 2 (unusable input), 130, 143."""
     try:

@@ -107,7 +107,7 @@ def write_atomic(path, data):
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        if temporary.exists():  # unlink(missing_ok=True) would itself raise below a path that is a file
+        if os.path.exists(temporary):  # Path.exists would itself raise for a name that is too long
             temporary.unlink()
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
     sync_folder(target.parent)

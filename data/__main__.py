@@ -2,10 +2,10 @@
 
 import argparse
 import json
-import os
 import sys
 
 from common.errors import InputError
+from common.output import guarded_main
 from data.lint import lint, render, to_json
 from data.repair import repair_file
 
@@ -29,8 +29,11 @@ def build_parser():
     return parser
 
 
+@guarded_main("python -m data")
 def main(argv=None):
     """Lint or repair; return the exit code."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for consoles that lack Persian letters
     options = build_parser().parse_args(argv)
     try:
         return run(options)
@@ -73,11 +76,4 @@ def print_account(account, out, limit):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # for consoles that lack Persian letters
-    try:
-        code = main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the report, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    sys.exit(code)
+    sys.exit(main())

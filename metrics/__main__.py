@@ -13,6 +13,7 @@ from pathlib import Path
 
 from common.errors import InputError
 from common.files import parse_json, read_json, read_text
+from common.output import guarded_main
 from metrics.squad import evaluate_v1, evaluate_v2, require_ids
 
 DEFAULT_NULL_THRESHOLD = 1.0
@@ -200,9 +201,12 @@ def _null_notices(ids, predictions, null_odds, threshold):
 
 
 def _threshold(text):
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if math.isnan(value):
-        raise ValueError(text)
+        raise InputError(f"--null-threshold: expected a number, found {text!r}")
     return value
 
 
@@ -217,7 +221,6 @@ def _parser():
     parser.add_argument(
         "--null-threshold",
         metavar="X",
-        type=_threshold,
         help="count a prediction as null when its odds exceed X (v2.0 data; default 1.0, as officially; "
         "odds are 0.0 without --null-odds); write --null-threshold=-1e-3 for such negative numbers",
     )
@@ -226,6 +229,7 @@ def _parser():
 
 def _score(options):
     """Return the scores, and the notes that go with them."""
+    threshold = DEFAULT_NULL_THRESHOLD if options.null_threshold is None else _threshold(options.null_threshold)
     references = read_references(options.data)
     predictions = read_predictions(options.predictions)
     notices = [*references.notices, *_prediction_notices(references, predictions)]
@@ -243,13 +247,13 @@ def _score(options):
     if options.null_odds is not None:
         null_odds = read_null_odds(options.null_odds)
         require_ids(ids, null_odds, f"{options.null_odds}: no null odds")
-    threshold = DEFAULT_NULL_THRESHOLD if options.null_threshold is None else options.null_threshold
     notices += _null_notices(ids, predictions, null_odds, threshold)
     return evaluate_v2(references.questions, predictions, null_odds, threshold), notices
 
 
+@guarded_main("python -m metrics")
 def main(argv=None):
-    """Print the scores; return 0, or 2 after one sentence on stderr for input that cannot be scored."""
+    """Print the scores; return 0, 1 (lost output), or 2 after one sentence on stderr for unusable input."""
     options = _parser().parse_args(argv)
     try:
         result, notices = _score(options)

@@ -44,6 +44,7 @@ def newest_run():
 def model_of_run(name):
     """A run's folder stands for the model in it; any other name is returned as it is."""
     run = RunFolder(Path(name).expanduser() if name.startswith("~/") else Path(name))
+    check_format(run.root)
     if not run.log.is_file():
         return name
     if run.finished and run.model.is_dir():
@@ -54,6 +55,16 @@ def model_of_run(name):
         f"{name}: this run is not finished; continue it with: python train.py --resume --out "
         f"{shlex.quote(name)}{meanwhile}"
     )
+
+
+def check_format(folder):
+    """Refuse a run, or the model/ or best/model/ of one, whose format this version does not know."""
+    folder = folder.absolute()
+    places = [folder, folder.parent, folder.parent.parent] if folder.name == "model" else [folder]
+    for run in map(RunFolder, places):
+        if run.log.is_file() and run.config.is_file():
+            run.read_config()
+            return
 
 
 def adapt_settings(settings, options):

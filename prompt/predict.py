@@ -1,6 +1,7 @@
 """A whole file of questions: predictions, scores where there are references, and how fast it went."""
 
 import os
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from common.errors import InputError
 from common.files import write_folder, write_json
+from data.documents import counted
 from data.windows import WindowSet
 from metrics import evaluate_v1
 from reader import CHUNK_QUESTIONS
@@ -34,8 +36,20 @@ class NullPolicy:
 
 
 def check_out(folder, overwrite):
-    """Refuse a folder for predictions that cannot be written, is a run's, or holds predictions already."""
+    """Refuse a folder for predictions that cannot be written, is a run's, or holds predictions already.
+
+    Whether it can be written is tried out, and nothing of that stays.
+    """
     folder = Path(folder)
+    try:
+        check_held(folder, overwrite)
+        rehearse(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
+
+
+def check_held(folder, overwrite):
+    """Refuse a folder for what is in it, or a place below a file."""
     run = RunFolder(folder)
     if run.config.exists() or run.log.exists() or run.checkpoints.exists():
         raise InputError(f"{folder}: is the folder of a run or a model; choose another --out")
@@ -44,13 +58,38 @@ def check_out(folder, overwrite):
         raise InputError(
             f"{folder}: already holds {held[0]}; add --overwrite to replace it, or choose another --out"
         )
+    for name in held:
+        if (folder / name).is_dir():
+            raise InputError(f"{folder}: {name} is a folder, and a file is to be written; choose another --out")
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir():
         raise InputError(f"{folder}: --out wants a folder, and {existing} is a file")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"{folder}: cannot be written, {existing} gives no permission; choose another --out")
+
+
+def rehearse(folder):
+    """Write a little as write_predictions will, and take it away again; OSError or InputError when that fails."""
+    if folder.exists():
+        write_block(folder)
+        return
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        write_folder(folder, write_block)
+    except InputError as error:
+        raise InputError(f"{error}; choose another --out") from None
+    finally:
+        for path in missing:
+            if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+                path.rmdir()
+
+
+def write_block(folder):
+    """Put 4096 bytes on the disk of a folder, in a file without a name."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(4096))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def choose_null(dataset, settings, asked):
@@ -139,7 +178,8 @@ def without_span(examples, predictions):
     lost = [(p.reason, e.where) for e, p in zip(examples, predictions, strict=True) if not p.spans]
     first = {reason: where for reason, where in reversed(lost)}
     for reason, count in Counter(reason for reason, _ in lost).items():
-        yield f"{count} of {len(examples)} questions have no answer because {reason} (first: {first[reason]})"
+        of_all, has = counted(len(examples), "question"), "has" if count == 1 else "have"
+        yield f"{count} of {of_all} {has} no answer because {reason} (first: {first[reason]})"
 
 
 def write_predictions(folder, predictions, policy, metrics):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.errors import InputError
 from common.files import read_text
+from data.documents import counted
 from prompt.answers import NOT_FOUND
 from prompt.display import isolated, one_line, show_span
 
@@ -127,8 +128,7 @@ class Session:
 
     def take_text(self, text):
         self.context, self.last = text, None
-        words = len(text.split())
-        self.write(f"a text of {words:,} word{'s' * (words != 1)}: ask about it")
+        self.write(f"a text of {counted(len(text.split()), 'word')}: ask about it")
 
     def show_text(self):
         if self.context is None:
@@ -138,7 +138,7 @@ class Session:
             self.write(isolated(one_line(line), self.style))
         rest = len(self.context) - SHOWN_CHARACTERS
         if rest > 0:
-            self.write(f"… and {rest:,} characters more")
+            self.write(f"… and {counted(rest, 'character')} more")
 
     def answer(self, question):
         self.last = None

@@ -1,5 +1,7 @@
 """Reading lines for a Session: from a terminal with history, or from a pipe; Ctrl-C and Ctrl-D."""
 
+import locale
+import os
 import sys
 
 try:
@@ -18,6 +20,8 @@ class Lines:
         if hasattr(sys.stdin, "reconfigure"):  # what is not UTF-8 is the session's to refuse, no exception
             sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
         self.is_terminal = sys.stdin.isatty()
+        if self.is_terminal and readline:
+            edit_in_utf8()
         self.history = History(history_file, say) if self.is_terminal and readline else None
 
     def read(self, wants):
@@ -41,6 +45,30 @@ class Lines:
     def close(self):
         if self.history is not None:
             self.history.save()
+
+
+def edit_in_utf8():
+    """Have readline take keys for UTF-8, as stdin is read, where the locale says something else (LC_ALL=C).
+
+    readline asks the environment at each line, so what locale.setlocale alone changes would not last.
+    """
+    try:
+        locale.setlocale(locale.LC_CTYPE, "")
+        if locale.nl_langinfo(locale.CODESET).upper() == "UTF-8":
+            return
+    except locale.Error:  # the environment names a locale that this system lacks
+        pass
+    for name in ("C.UTF-8", "en_US.UTF-8", "UTF-8"):
+        try:
+            locale.setlocale(locale.LC_CTYPE, name)
+        except locale.Error:
+            continue
+        os.environ.pop("LC_ALL", None)  # it would stand above LC_CTYPE
+        os.environ["LC_CTYPE"] = name
+        break
+    if "libedit" not in (readline.__doc__ or ""):  # settled when readline was loaded, by the locale of then
+        for setting in ("input-meta on", "output-meta on", "convert-meta off"):
+            readline.parse_and_bind(f"set {setting}")
 
 
 class History:

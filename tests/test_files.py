@@ -58,7 +58,9 @@ def test_devices_are_not_read(tmp_path):
 
 def test_unreadable_files(tmp_path):
     (tmp_path / "latin").write_bytes("caf\xe9".encode("latin-1"))
-    for path, sentence in ((tmp_path, "folder"), (tmp_path / "none", "no such file"), (tmp_path / "latin", "byte 3 is 0xe9")):
+    for path, sentence in (
+        (tmp_path, "folder"), (tmp_path / "none", "no such file"), (tmp_path / "latin", "byte 3 is 0xe9"),
+    ):
         with pytest.raises(InputError, match=sentence):
             read_text(path)
 
@@ -114,6 +116,14 @@ def test_what_is_no_regular_file_is_never_replaced(tmp_path):
     assert (tmp_path / "fifo").is_fifo() and (tmp_path / "circle").is_symlink()
     with pytest.raises(InputError, match="it is not a regular file"):
         write_atomic(os.devnull, "x")
+
+
+def test_names_that_no_disk_takes(tmp_path):
+    (tmp_path / "file").write_text("old")
+    for path in (tmp_path / ("x" * 300), tmp_path / "file" / "inside"):
+        with pytest.raises(InputError, match="cannot be written"):
+            write_atomic(path, "x")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_folder_is_whole_or_old(tmp_path):

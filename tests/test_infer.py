@@ -236,3 +236,10 @@ def test_runs_are_found(tiny_folder, tmp_path, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert "not finished; continue it with: python train.py --resume --out runs/b" in err
     assert "--model runs/b/best/model" in err
+    for folder, inside in (("runs/a", ""), ("runs/a", "/model"), ("runs/b", "/best/model")):
+        Path(folder, "config.json").write_text('{"format": 99, "options": {}}')
+        assert infer.main([*question, "--model", folder + inside]) == 2
+        assert f"{folder}/config.json: format 99 is unknown here" in capsys.readouterr().err
+    monkeypatch.chdir("runs/a/model")
+    assert infer.main([*question, "--model", "."]) == 2
+    assert "format 99 is unknown here" in capsys.readouterr().err

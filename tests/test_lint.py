@@ -121,8 +121,8 @@ def test_unusable_files_are_refused_as_by_the_reader(tmp_path):
 
 
 def test_one_is_singular(tmp_path):
-    path = write(tmp_path / "x", ("c", [{"id": 1, "question": "q", "answers": [{"text": "c", "answer_start": 3}]}]))
-    assert found(path)[0][2].startswith("the answer \"c\" does not stand at 3, which is beyond the context's 1 character;")
+    path = write(tmp_path / "x", ("c", [qa(1, "q", [("c", 3)])]))
+    assert "beyond the context's 1 character; it stands at 0" in found(path)[0][2]
     assert f"{path}: 1 integer id read as text" in lint(path).summaries[0].notices
 
 
@@ -165,7 +165,8 @@ def test_repair_command(tmp_path, capsys):
     assert main([str(dirty), "--overwrite"]) == 2
     assert capsys.readouterr().err == "--overwrite goes with --repair OUT, which was not given\n"
     twice = write(tmp_path / "twice.json", ("cat", [qa("1"), qa("2")]))
-    assert main([str(twice), "--repair", str(out), "--overwrite"]) == 1  # a question asked twice is left to its owner
+    # A question asked twice is left to its owner.
+    assert main([str(twice), "--repair", str(out), "--overwrite"]) == 1
 
 
 def test_module_runs_on_a_console_without_persian_letters(tmp_path):

@@ -261,12 +261,18 @@ def test_command_refuses_missing_files_and_folders(tmp_path, capsys):
     assert capsys.readouterr() == ("", f"{tmp_path}: this is a folder, and a file is expected here\n")
 
 
-@pytest.mark.parametrize("arguments", [[], ["data"], ["data", "predictions", "--null-threshold", "nan"]])
+@pytest.mark.parametrize("arguments", [[], ["data"]])
 def test_command_line_faults_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("text", ["nan", "x"])
+def test_a_threshold_that_is_no_number(run, text):
+    code, out, err = run(nested(question("q")), {"q": "car"}, "--null-threshold", text)
+    assert (code, out, err) == (2, "", f"--null-threshold: expected a number, found '{text}'\n")
 
 
 def test_as_a_program_without_torch(tmp_path):

@@ -114,7 +114,7 @@ def test_predict_answers_what_cannot_be_read(run, tmp_path):
     assert code == 0 and predictions["7"] in PERSIAN
     assert predictions == {"a": "", "b": "", "c": "", "7": predictions["7"]} and nbest["a"] == []
     for reason in ("the context is empty", "the question is empty", "the context has no readable words"):
-        assert f"note: 1 of 4 questions have no answer because {reason} (first: " in err
+        assert f"note: 1 of 4 questions has no answer because {reason} (first: " in err
     assert predictions["7"] in (tmp_path / "out" / "predictions.json").read_text(encoding="utf-8")
 
 
@@ -134,6 +134,55 @@ def test_predict_leaves_other_results_alone(run, tmp_path, tiny_folder):
     assert code == 2 and "is the folder of a run or a model" in err
     code, _, err = run("--predict", data, "--out", data)
     assert code == 2 and "--out wants a folder" in err
+
+
+def no_answering(*_, **__):
+    raise AssertionError("--out was to be refused before a question is answered")
+
+
+def test_predict_tries_out_before_it_answers(run, tmp_path, monkeypatch):
+    data, out = tmp_path / "data.json", tmp_path / "out"
+    data_file(data)
+    (out / "predictions.json").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    monkeypatch.setattr(infer, "load", no_answering)
+    before = sorted(tmp_path.rglob("*"))
+    for folder, sentence in (
+        (out, "predictions.json is a folder"),
+        (tmp_path / "link", "cannot be written (Not a directory)"),
+        (tmp_path / "new" / ("n" * 250), "cannot be written (File name too long)"),
+        (tmp_path / ("n" * 300) / "x", "cannot be written (File name too long)"),
+        ("/proc/new/out", "cannot be written (No such file or directory)"),
+    ):
+        code, printed, err = run("--predict", data, "--out", folder, "--overwrite")
+        assert (code, printed) == (2, "") and sentence in err and err.count("\n") == 1, err
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_predict_finds_a_full_disk_before_it_answers(run, tmp_path, monkeypatch, exists):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    data, out = tmp_path / "data.json", tmp_path / "new" / "out"
+    data_file(data)
+    if exists:
+        out.mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(infer, "load", no_answering)
+    monkeypatch.setattr("os.fsync", full)
+    code, _, err = run("--predict", data, "--out", out)
+    assert code == 2 and err.endswith("cannot be written (No space left on device); choose another --out\n"), err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_one_question_is_not_questions(run, tmp_path):
+    data = tmp_path / "data.json"
+    row = {"id": "a", "question": "why " * 5000, "context": TEXT, "answers": [{"text": "The", "answer_start": 0}]}
+    data.write_text(json.dumps(row))
+    code, printed, err = run("--predict", data, "--out", tmp_path / "out")
+    assert code == 0 and " on 1 question\n" in printed and "\n1 question in " in printed
+    assert "note: 1 question is longer than 42 tokens and was cut" in err
 
 
 @pytest.mark.parametrize(

@@ -325,6 +325,22 @@ def test_a_real_terminal(terminal, tmp_path):
     assert [line for line in history if line in ("کی؟", "/top 20", PERSIAN)] == ["کی؟", "/top 20"]
 
 
+def test_persian_is_typed_in_any_locale(terminal, tmp_path):
+    screen = terminal(LC_ALL="C", LANG="C")
+    screen.until("text> ")
+    screen.type("برج می‌آیدx\x7fد\x7f\r")  # two letters too many, of one byte and of two
+    screen.until("question> ")
+    screen.type("/context\r")
+    assert "برج می‌آید" + PDI in screen.until("question> ")
+    screen.type("کیی\x7f؟\r")
+    screen.until("%, ")
+    screen.until("question> ")
+    screen.type("\x04")
+    assert screen.wait() == 0
+    history = (tmp_path / "cache" / "history").read_text(encoding="utf-8").splitlines()
+    assert history[-1] == "کی؟"
+
+
 def test_ctrl_c_cancels_an_answer_and_troubles_are_said_once(terminal, tmp_path):
     book, no_folder = tmp_path / "book.txt", tmp_path / "file"
     book.write_text("some words\n" * 100_000)

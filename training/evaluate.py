@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 
+from data.documents import counted
 from metrics import best_threshold, evaluate_v1, evaluate_v2, question_scores, split_halves
 
 PREDICTION_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json")
@@ -131,13 +132,14 @@ def prediction_files(predictions, threshold, offer_null):
 def score_lines(scores, *, before=None, rest=0):
     """Sentences for a person: the scores, those of an earlier evaluation beside them, and how many are unscored."""
     earlier = f" (before training: {before['exact']:.2f}, {before['f1']:.2f})" if before else ""
-    more = f" (the other {rest} have no references)" if rest else ""
-    yield f"exact match {scores['exact']:.2f}, F1 {scores['f1']:.2f} on {scores['total']} questions{earlier}{more}"
+    more = f" (the other {rest} {'has' if rest == 1 else 'have'} no references)" if rest else ""
+    asked = counted(scores["total"], "question")
+    yield f"exact match {scores['exact']:.2f}, F1 {scores['f1']:.2f} on {asked}{earlier}{more}"
     for part, name in (("HasAns", "with an answer"), ("NoAns", "without an answer")):
         if f"{part}_total" in scores:
             exact, f1, total = (scores[f"{part}_{key}"] for key in ("exact", "f1", "total"))
             earlier = f" (before: {before[f'{part}_exact']:.2f}, {before[f'{part}_f1']:.2f})" if before else ""
-            yield f"{name}: exact match {exact:.2f}, F1 {f1:.2f} on {total} questions{earlier}"
+            yield f"{name}: exact match {exact:.2f}, F1 {f1:.2f} on {counted(total, 'question')}{earlier}"
     reported = scores.get("threshold_halves", {}).get("reported_on")
     if reported:
         yield f"on the half that did not tune the threshold: {reported['exact']:.2f}, {reported['f1']:.2f}"

@@ -1,0 +1,91 @@
+"""Standard output that closes early or is full: no traceback, and an exit code that says so."""
+
+import functools
+import os
+import sys
+
+
+def guarded_main(program, keep_going=False):
+    """Decorate an entry point's `main(argv=None)`, which returns an exit code, as `@guarded_main("train.py")`.
+
+    When standard output cannot be written, in `main` or at the last flush, the exit code is 1: quietly when
+    its reader has gone (`| head`), else after one sentence on stderr that begins with `program` (a full
+    disk; closed from the start, and then `main` is not called). All other exceptions pass unchanged, also
+    an OSError that has nothing to do with standard output. keep_going: `main` works on without an output
+    instead (a training should outlive the reader of its notices).
+    """
+
+    def decorate(main):
+        @functools.wraps(main)
+        def guarded(*arguments, **options):
+            stream = sys.stdout
+            if stream is None:  # started with it closed; the next file opened would get its number
+                print(f"{program}: standard output is closed", file=sys.stderr)
+                return 1
+            sys.stdout = _Output(stream, keep_going)
+            try:
+                return _flushed(main, arguments, options)
+            except OutputError as error:
+                if not isinstance(error.__cause__, BrokenPipeError):
+                    reason = error.__cause__.strerror or error.__cause__
+                    print(f"{program}: standard output cannot be written ({reason})", file=sys.stderr)
+                _discard(stream)
+                return 1
+            finally:
+                sys.stdout = stream
+
+        return guarded
+
+    return decorate
+
+
+class OutputError(Exception):
+    """Standard output cannot be written; the cause is the OSError.
+
+    It is no OSError itself, so that nobody who expects trouble with a file catches it (argparse does).
+    """
+
+
+class _Output:
+    """A stream whose failures are told apart from those of other files."""
+
+    def __init__(self, stream, keep_going):
+        self._stream, self._keep_going = stream, keep_going
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._lost(error)
+            return len(text)
+
+    def flush(self):
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._lost(error)
+
+    def _lost(self, error):
+        if not self._keep_going:
+            raise OutputError from error
+        _discard(self._stream)
+
+
+def _flushed(main, arguments, options):
+    try:
+        code = main(*arguments, **options)
+    except SystemExit:  # --help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return code
+
+
+def _discard(stream):
+    """Send what is still buffered nowhere, since Python flushes once more when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
