@@ -23,7 +23,7 @@ DESCRIPTION = (
 
 @guarded_main("infer.py")
 def main(argv=None):
-    """Run the command line; returns the exit code: 0, 1 (lost output), 2 (unusable input), 130 (interrupted)."""
+    """Run the command line; exit code: 0, 1 (lost output), 2 (unusable input), 130 (interrupted)."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # answers are UTF-8, whatever the locale says
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

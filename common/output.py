@@ -20,7 +20,7 @@ def guarded_main(program, keep_going=False):
         def guarded(*arguments, **options):
             stream = sys.stdout
             if stream is None:  # started with it closed; the next file opened would get its number
-                print(f"{program}: standard output is closed", file=sys.stderr)
+                sys.stderr.write(f"{program}: standard output is closed\n")
                 return 1
             sys.stdout = _Output(stream, keep_going)
             try:
@@ -28,7 +28,7 @@ def guarded_main(program, keep_going=False):
             except OutputError as error:
                 if not isinstance(error.__cause__, BrokenPipeError):
                     reason = error.__cause__.strerror or error.__cause__
-                    print(f"{program}: standard output cannot be written ({reason})", file=sys.stderr)
+                    sys.stderr.write(f"{program}: standard output cannot be written ({reason})\n")
                 _discard(stream)
                 return 1
             finally:

@@ -229,7 +229,8 @@ def _parser():
 
 def _score(options):
     """Return the scores, and the notes that go with them."""
-    threshold = DEFAULT_NULL_THRESHOLD if options.null_threshold is None else _threshold(options.null_threshold)
+    asked = options.null_threshold
+    threshold = DEFAULT_NULL_THRESHOLD if asked is None else _threshold(asked)
     references = read_references(options.data)
     predictions = read_predictions(options.predictions)
     notices = [*references.notices, *_prediction_notices(references, predictions)]

@@ -60,7 +60,7 @@ def check_held(folder, overwrite):
         )
     for name in held:
         if (folder / name).is_dir():
-            raise InputError(f"{folder}: {name} is a folder, and a file is to be written; choose another --out")
+            raise InputError(f"{folder}: {name} is a folder, and should be a file; choose another --out")
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
@@ -69,7 +69,7 @@ def check_held(folder, overwrite):
 
 
 def rehearse(folder):
-    """Write a little as write_predictions will, and take it away again; OSError or InputError when that fails."""
+    """Write a little as write_predictions will, and remove it; OSError or InputError when that fails."""
     if folder.exists():
         write_block(folder)
         return

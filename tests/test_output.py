@@ -114,7 +114,8 @@ def test_a_program_that_keeps_going_outlives_its_reader():
         "sys.exit(main())\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
     )
     process.stdout.close()
     process.stdin.close()
