@@ -165,7 +165,7 @@ def test_the_table_of_named_data_sets():
             assert file.md5 is not None and len(file.md5) == 32 or file.questions is not None
     train, test = download.DATASETS["persianqa"]
     assert (train.questions, test.questions, test.unanswerable) == (9008, 930, 279)
-    assert "/1d08bd7c750df470d73b0f04e560bf0ba0cf8465/" in train.url
+    assert "/0026e13caabfe37fe37f6e116b163182bc36286d/" in train.url
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
