@@ -71,6 +71,8 @@ class _Output:
     def _lost(self, error):
         if not self._keep_going:
             raise OutputError from error
+        if not isinstance(error, BrokenPipeError):
+            print(f"standard output cannot be written ({error.strerror}); going on without it", file=sys.stderr)
         _discard(self._stream)
 
 
