@@ -128,7 +128,7 @@ def minilm_pair():
 
 
 def test_minilm_gives_transformers_logits_on_64_questions(minilm_pair):
-    """Measured: not a bit differs, the kernels being the same; bench/parity.py compares with eager too."""
+    """Both sides call the same kernels here; bench/parity.py compares with eager attention too."""
     ours, theirs, windows = minilm_pair
     ours.eval(), theirs.eval()
     lengths, worst, seen, padding = set(), 0.0, 0, 0
