@@ -84,7 +84,8 @@ def train_in(run, options):
     reader = build_reader(source, options, device, precision, may_lack_answer)
     with tqdm(total=2 * len(train_set.examples), desc="tokenising", unit=" texts", leave=False, disable=None) as bar:
         windows = WindowSet(
-            train_set.examples, reader.tokenizer, reader.settings.windows, with_labels=True, progress=bar
+            train_set.examples, reader.tokenizer, reader.settings.windows, with_labels=True,
+            references=options.references, progress=bar,
         )
     if len(windows) == 0:
         raise InputError(f"{files[0][0]}: gives no window to train on: its contexts or answers hold no readable words")

@@ -20,6 +20,8 @@ PIECE_CHARACTERS = 200_000  # a book is tokenised in pieces of about this size, 
 # What BERT's tokenizer takes for white space. Python's \s has seven more (\v, \f, U+001C to U+001F, U+0085),
 # which the tokenizer deletes: "play\x1cing" is one word to it, so no text may be cut there.
 GAP = re.compile("[ \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
+REFERENCES = ("all", "first")
+NO_LABEL = -1
 SURROGATE = re.compile("[\ud800-\udfff]")  # halves of pairs, which a Python string may hold and UTF-8 may not
 
 
@@ -147,13 +149,18 @@ class WindowSet:
     """All windows of a list of examples.
 
     Per window, arrays of length W: `example` (its index), `start` and `stop` (the slice, in tokens of the
-    context), `length` (tokens with question and the three specials), `label` (W, 2): first and last token
-    of the answer, counted within the window, or (0, 0), the [CLS], when the slice does not hold the whole
-    answer or there is none (Devlin et al. 2018, section 4.3; also for SQuAD v1.1, as in both references).
+    context), `length` (tokens with question and the three specials), `label` (W, R, 2): for each of up to R
+    references the first and last token of the answer, counted within the window, or (0, 0), the [CLS], when
+    the slice does not hold the whole answer or there is none (Devlin et al. 2018, section 4.3; also for
+    SQuAD v1.1, as in both references); NO_LABEL where a question has fewer references.
+
+    references: label "all", or only the "first", which is all that the reference implementations look at.
     """
 
-    def __init__(self, examples, tokenizer, settings, *, with_labels=False, progress=None):
+    def __init__(self, examples, tokenizer, settings, *, with_labels=False, references="all", progress=None):
         settings.check()
+        assert references in REFERENCES
+        self.labelled_references = 0 if not with_labels else 1 if references == "first" else None  # None: no limit
         self.examples, self.settings = examples, settings
         self.cls_id, self.sep_id, self.pad_id = map(tokenizer.token_to_id, ("[CLS]", "[SEP]", "[PAD]"))
         contexts = list(dict.fromkeys(example.context for example in examples))
@@ -165,12 +172,16 @@ class WindowSet:
         self.question_lengths = np.minimum(np.diff(self.questions.bounds), limit)
         self.cut_questions = int((np.diff(self.questions.bounds) > limit).sum())
         self.unlabelled = []  # examples whose answer no token touches: nothing to learn from
-        rows = []
+        rows, labels = [], []
         for number in range(len(examples)):
-            rows.extend(self._example_rows(number, with_labels))
-        table = np.array(rows, np.int32).reshape(-1, 5)
-        self.example, self.start, self.stop = table[:, 0], table[:, 1], table[:, 2]
-        self.label = table[:, 3:]
+            for row, spans in self._example_rows(number):
+                rows.append(row)
+                labels.append(spans)
+        self.example, self.start, self.stop = np.array(rows, np.int32).reshape(-1, 3).T
+        R = max(map(len, labels), default=1)
+        self.label = np.full((len(rows), R, 2), NO_LABEL, np.int32)
+        for window, spans in enumerate(labels):
+            self.label[window, : len(spans)] = spans
         self.length = self.stop - self.start + self.question_lengths[self.example].astype(np.int32) + 3
 
     def __len__(self):
@@ -185,29 +196,27 @@ class WindowSet:
         """Tokens before the slice: [CLS] question [SEP]."""
         return int(self.question_lengths[self.example[window]]) + 2
 
-    def _example_rows(self, number, with_labels):
-        """(example, start, stop, label first, label last) of each window of one example."""
+    def _example_rows(self, number):
+        """((example, start, stop), list of labels) of each window of one example; one label at least."""
         first, stop = self.contexts.bounds[self.context_number[number] :][:2]
         question_tokens = int(self.question_lengths[number])
-        tokens = None
-        answers = self.examples[number].answers
-        if with_labels and answers:
-            tokens = label_tokens(self.contexts.offsets[first:stop], answers[0].start, answers[0].end)
-            if tokens is None:
-                self.unlabelled.append(number)
-                return
+        answers = (self.examples[number].answers or ())[: self.labelled_references]
+        offsets = self.contexts.offsets[first:stop]
+        spans = [span for answer in answers if (span := label_tokens(offsets, answer.start, answer.end))]
+        if answers and not spans:
+            self.unlabelled.append(number)
+            return
         for begin, end in self.settings.slices(question_tokens, int(stop - first)):
-            label = (0, 0)
-            if tokens is not None and begin <= tokens[0] and tokens[1] < end:
-                label = tuple(token - begin + question_tokens + 2 for token in tokens)
-            yield number, begin, end, *label
+            shift = question_tokens + 2 - begin
+            labels = [(a + shift, b + shift) if begin <= a and b < end else (0, 0) for a, b in spans]
+            yield (number, begin, end), labels or [(0, 0)]
 
     def fill(self, windows):
         """Arrays of a batch, padded to its longest window.
 
         windows: indices. Returns a dict of input_ids and token_type_ids (B, T) int64, attention_mask
         (B, T) bool (False on padding), answer_mask (B, T) bool (True where an answer may lie: the slice),
-        label (B, 2) int64. Token types are 0 on [CLS] question [SEP] and on padding, 1 on the rest.
+        label (B, R, 2) int64. Token types are 0 on [CLS] question [SEP] and on padding, 1 on the rest.
         """
         B, T = len(windows), int(self.length[windows].max())
         batch = {

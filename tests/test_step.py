@@ -11,6 +11,7 @@ from reader import Reader, ReaderSettings
 from tests.tiny_run import WINDOW, examples
 from training.optimizer import make_optimizer
 from model.precision import choose_device, choose_precision, make_scaler
+from data.windows import NO_LABEL
 from training.step import NonFinite, accumulate, span_loss, train_step
 
 CPU = torch.device("cpu")
@@ -63,9 +64,11 @@ def naive(reader, windows, chosen):
         logits = reader.model(batch["input_ids"], batch["token_type_ids"])
         places = [0, *batch["answer_mask"][0].nonzero().flatten().tolist()]
         loss = 0
+        spans = [span for span in batch["label"][0].tolist() if span != [NO_LABEL, NO_LABEL]]
         for side in (0, 1):
-            among = logits[side][0, places].double()
-            loss = loss - torch.log_softmax(among, 0)[places.index(int(batch["label"][0, side]))] / 2
+            log_p = torch.log_softmax(logits[side][0, places].double(), 0)
+            for span in spans:
+                loss = loss - log_p[places.index(span[side])] / 2 / len(spans)
         loss.backward()
         total += loss.item()
         for name, p in reader.model.named_parameters():
@@ -115,7 +118,7 @@ def test_span_loss_by_hand():
     start = torch.tensor([[0.5, 9.0, 1.0, -1.0, 9.0], [2.0, 9.0, 0.0, 9.0, 9.0]])
     end = torch.tensor([[0.25, 9.0, 0.0, 3.0, 9.0], [1.0, 9.0, -2.0, 9.0, 9.0]])
     mask = torch.tensor([[False, False, True, True, False], [False, False, True, False, False]])
-    label = torch.tensor([[2, 3], [0, 0]])
+    label = torch.tensor([[[2, 3]], [[0, 0]]])
     wanted = (
         math.log(math.exp(0.5) + math.exp(1.0) + math.exp(-1.0)) - 1.0
         + math.log(math.exp(0.25) + math.exp(0.0) + math.exp(3.0)) - 3.0
@@ -124,6 +127,21 @@ def test_span_loss_by_hand():
     ) / 2
     assert span_loss(start, end, mask, label).item() == pytest.approx(wanted, rel=1e-6)
     assert not mask[:, 0].any()  # the caller's mask is left alone
+
+
+def test_span_loss_is_the_mean_over_references():
+    start, end = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(5)).double()
+    mask = torch.ones(3, 7, dtype=torch.bool)
+    spans = [[(2, 3), (2, 5), (4, 5)], [(0, 0), (6, 6)], [(1, 4)]]
+    label = torch.full((3, 3, 2), NO_LABEL)
+    for row, found in enumerate(spans):
+        label[row, : len(found)] = torch.tensor(found)
+    wanted = 0.0
+    for row, found in enumerate(spans):
+        for first, last in found:
+            alone = torch.tensor([[[first, last]]])
+            wanted += span_loss(*(x[row : row + 1] for x in (start, end, mask)), alone).item() / len(found)
+    assert span_loss(start, end, mask, label).item() == pytest.approx(wanted, rel=1e-6)
 
 
 def test_padding_changes_no_loss(reader, windows):

@@ -12,7 +12,7 @@ from data import windows
 from data.examples import Answer, Example
 from data.readers import read_dataset
 from data.tokenizer import load_tokenizer
-from data.windows import GAP, SURROGATE, WindowSet, WindowSettings, encode, label_tokens, split_long
+from data.windows import GAP, NO_LABEL, SURROGATE, WindowSet, WindowSettings, encode, label_tokens, split_long
 from model.source import resolve_model
 from tests.tiny_model import SAMPLE, make_tokenizer
 from tests.ugly_text import ugly_texts
@@ -172,7 +172,7 @@ def test_fill_lays_out_windows(tokenizer):
         assert batch["token_type_ids"][row].tolist() == types
         slice_only = [False] * prefix + [True] * (len(ids) - prefix - 1) + [False] * (padding + 1)
         assert batch["answer_mask"][row].tolist() == slice_only
-    assert batch["label"].tolist() == [[0, 0]] * 3
+    assert batch["label"].tolist() == [[[0, 0]]] * 3
 
 
 def test_a_context_is_kept_once(tokenizer):
@@ -192,7 +192,7 @@ def test_labels_of_the_sample_are_the_answers(sample, tokenizer, cut):
         number = window_set.example[window]
         text, answers = sample[number].context, sample[number].answers
         offsets, prefix = window_set.offsets(window), window_set.prefix(window)
-        first, last = window_set.label[window]
+        first, last = window_set.label[window, 0]
         if not answers:
             assert (first, last) == (0, 0)
             continue
@@ -225,6 +225,33 @@ def check_label(offsets, start, end):
     return label
 
 
+def test_every_reference_is_labelled_by_itself(tokenizer):
+    context = "a b c d e f g h"
+    answers = tuple(Answer(text, context.index(text)) for text in ("c", "g h", "c d"))
+    texts = [example("", context, answers), example("", context, answers[1:2]), example("", context, ())]
+    settings = WindowSettings(3 + 5, 1)  # slices a-e and e-h
+    window_set = WindowSet(texts, tokenizer, settings, with_labels=True)
+    none = [NO_LABEL, NO_LABEL]
+    assert window_set.label.tolist() == [
+        [[4, 4], [0, 0], [4, 5]], [[0, 0], [4, 5], [0, 0]],
+        [[0, 0], none, none], [[4, 5], none, none],
+        [[0, 0], none, none], [[0, 0], none, none],
+    ]
+    first = WindowSet(texts, tokenizer, settings, with_labels=True, references="first")
+    assert first.label.tolist() == [[row[0]] for row in window_set.label.tolist()]
+
+
+def test_a_reference_without_a_token_leaves_the_others(tokenizer):
+    context = "a \u200b b"
+    answers = (Answer("\u200b", 2), Answer("b", 4))
+    every = WindowSet([example("", context, answers)], tokenizer, WindowSettings(), with_labels=True)
+    assert every.label.tolist() == [[[3, 3]]]
+    found = WindowSet(
+        [example("", context, answers)], tokenizer, WindowSettings(), with_labels=True, references="first"
+    )
+    assert found.unlabelled == [0] and len(found) == 0
+
+
 @calm
 @given(st.data(), ugly_texts)
 def test_labels_on_ugly_texts(tokenizer, data, context):
@@ -244,7 +271,7 @@ def test_labels_on_ugly_texts(tokenizer, data, context):
         return
     for window in range(len(window_set)):
         batch = window_set.fill(np.array([window]))
-        first, last = batch["label"][0]
+        first, last = batch["label"][0, 0]
         begin = window_set.start[window]
         if begin <= label[0] and label[1] < window_set.stop[window]:
             assert batch["input_ids"][0, first : last + 1].tolist() == ids[label[0] : label[1] + 1].tolist()
@@ -344,5 +371,5 @@ def test_a_book_is_tokenised_in_pieces(tokenizer, sample):
 def test_texts_without_tokens(tokenizer):
     texts = [example("q", text) for text in ("", "  ", "\u200c\u200d", "\x00\ufffd")]
     window_set = WindowSet(texts, tokenizer, WindowSettings(), with_labels=True)
-    assert len(window_set) == 0 and window_set.label.shape == (0, 2)
+    assert len(window_set) == 0 and window_set.label.shape == (0, 1, 2)
     assert len(WindowSet([], tokenizer, WindowSettings())) == 0

@@ -16,6 +16,8 @@ TRAIN_OPTIONS = (
            minimum=1),
     Option("max_dev_examples", int, None, "Score on a subset of this many questions, the same for every seed.", DATA,
            minimum=1),
+    Option("references", str, "all", "Which references of a question to learn from, their mean or the first.", DATA,
+           choices=("all", "first")),
     Option("skip_misaligned", bool, False, "Leave out answers that do not stand at their offset.", DATA),
     Option("model", str, "minilm", "minilm, a hub id such as bert-base-uncased, or a model folder.", MODEL),
     Option("revision", str, None, "Commit, tag or branch of the hub's model.", MODEL),

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from data.batches import split_by_tokens, to_tensors
+from data.windows import NO_LABEL
 from model.precision import autocast
 
 
@@ -28,15 +28,21 @@ class StepResult:
 def span_loss(start_logits, end_logits, answer_mask, label):
     """Sum over windows of (CE(start) + CE(end)) / 2 (Devlin et al. 2018, section 4.2).
 
-    start_logits, end_logits: (B, T) fp32; answer_mask: (B, T) bool, the slice; label: (B, 2) int64.
+    start_logits, end_logits: (B, T) fp32; answer_mask: (B, T) bool, the slice; label: (B, R, 2) int64, the
+    places of up to R references. The target is their mean: where two annotators start at token 7 and one at
+    9, CE(start) = -(2 log p(7) + log p(9)) / 3. With one reference it is the cross entropy of the paper.
     The softmax runs over [CLS] and the slice. The references run it over question and padding too; then
     the loss of a window would depend on how far its neighbours in the batch made it be padded.
     """
     allowed = answer_mask.clone()
     allowed[:, 0] = True  # [CLS], the place of "no answer here"
-    start = F.cross_entropy(start_logits.masked_fill(~allowed, float("-inf")), label[:, 0], reduction="sum")
-    end = F.cross_entropy(end_logits.masked_fill(~allowed, float("-inf")), label[:, 1], reduction="sum")
-    return (start + end) / 2
+    given = (label[..., 0] != NO_LABEL).float()  # (B, R)
+    share = given / given.sum(1, keepdim=True)  # (B, R)
+    loss = 0.0
+    for logits, place in ((start_logits, label[..., 0]), (end_logits, label[..., 1])):
+        log_p = logits.masked_fill(~allowed, float("-inf")).log_softmax(-1)  # (B, T)
+        loss = loss - (share * log_p.gather(1, place.clamp(min=0))).sum() / 2  # 0 is [CLS], always finite
+    return loss
 
 
 def accumulate(model, window_set, windows, max_tokens, *, device, precision, scaler):
