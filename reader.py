@@ -18,8 +18,11 @@ from data.decode import DecodeSettings, QuestionSpans, best_spans
 from data.examples import Example
 from data.tokenizer import load_tokenizer, save_tokenizer
 from data.windows import WindowSet, WindowSettings
-from model.weights import load_model, read_config, save_weights
+from model.adapters import is_adapter, load_adapter, read_adapter, save_adapter
+from model.lora import set_adapter, switch_of
 from model.precision import autocast, choose_device, choose_precision
+from model.source import resolve_model
+from model.weights import load_model, read_config, save_weights
 
 FORMAT = 1  # of reader.json and of run folders; a reader of another number refuses
 SETTINGS_FILE = "reader.json"
@@ -82,27 +85,61 @@ def default_settings(config):
 class Reader:
     """Answers questions. Attributes: model, tokenizer, settings, device, precision, report (LoadReport).
 
-    `predict` and `ask` change nothing here, so threads may share one Reader.
+    base: (name, revision) of the model that adapters saved from here belong to. Each adapter has settings of its
+    own, and `settings` are those of the active one. `predict` and `ask` change nothing, so threads may share a Reader.
     """
 
-    def __init__(self, model, tokenizer, settings, *, device, precision, report=None):
+    def __init__(self, model, tokenizer, settings, *, device, precision, report=None, base=(None, None)):
         self.model = model.to(device)
-        self.tokenizer, self.settings = tokenizer, settings
-        self.device, self.precision, self.report = device, precision, report
-        known = model.config.max_position_embeddings
+        self.tokenizer = tokenizer
+        self.device, self.precision, self.report, self.base = device, precision, report, base
+        self.all_settings = {None: self.checked(settings)}  # adapter -> ReaderSettings; None: the bare base
+
+    @property
+    def adapter(self):
+        """Name of the active adapter, None for the bare base."""
+        switch = switch_of(self.model)
+        return switch.active if switch else None
+
+    @property
+    def settings(self):
+        """The ReaderSettings in force, those of the active adapter."""
+        return self.all_settings[self.adapter]
+
+    @settings.setter
+    def settings(self, settings):
+        self.all_settings[self.adapter] = self.checked(settings)
+
+    def checked(self, settings):
+        """`settings`, when the model has positions enough for their windows; InputError otherwise."""
+        known = self.model.config.max_position_embeddings
         if settings.windows.check().length > known:
             raise InputError(
                 f"windows of {settings.windows.length} tokens are longer than this model's {known} positions; "
                 "choose a shorter window"
             )
+        return settings
 
     @classmethod
     def load(cls, folder, *, settings=None, device="auto", precision="auto", dropout=None, attention_dropout=None):
         """Open a model folder: config.json, model.safetensors, tokenizer, and reader.json where there is one.
 
-        settings: used instead of the folder's. Raises InputError with the reason when it cannot be used.
+        For the folder of an adapter the base that it names is opened first. settings: used instead of the folder's.
+        Raises InputError with the reason when it cannot be used.
         """
         folder = Path(folder)
+        if is_adapter(folder):
+            described = read_adapter(folder)
+            if described.base is None:
+                raise InputError(f"{folder}: this adapter does not name its base; name it with --model")
+            base = resolve_model(described.base, revision=described.revision).folder
+            reader = cls.load(
+                base, settings=settings, device=device, precision=precision, dropout=dropout,
+                attention_dropout=attention_dropout,
+            )
+            reader.base = described.base, described.revision
+            reader.load_adapter(folder, "default", settings=settings)
+            return reader
         config = read_config(folder)
         if settings is None:
             path = folder / SETTINGS_FILE
@@ -114,11 +151,34 @@ class Reader:
             model, tokenizer, settings, device=device, precision=choose_precision(precision, device), report=report
         )
 
+    def load_adapter(self, folder, name, *, settings=None):
+        """Put an adapter beside those there are and switch it on; returns sentences on what was noticed.
+
+        settings: used instead of its folder's reader.json; without either, the bare base's. Raises InputError for an
+        adapter of another base, ValueError for a name that is taken.
+        """
+        path = Path(folder) / SETTINGS_FILE
+        if settings is None:
+            settings = ReaderSettings.from_file(path) if path.is_file() else self.all_settings[None]
+        self.checked(settings)
+        described = load_adapter(self.model, folder, name, self.report.fingerprint)
+        self.all_settings[name] = settings
+        return described.notices
+
+    def set_adapter(self, name):
+        """Answer with this adapter from now on, with its windows and threshold; None is the bare base."""
+        set_adapter(self.model, name)
+
     def save(self, folder):
-        """Fill a folder that `load` opens, and transformers' AutoModelForQuestionAnswering too."""
+        """Fill a folder that `load` opens: the active adapter (peft opens it too) or, without one, the whole model."""
         folder = Path(folder)
-        save_weights(self.model, folder)
-        save_tokenizer(self.tokenizer, folder)
+        if self.adapter is not None:
+            base, revision = self.base
+            fingerprint = self.report.fingerprint
+            save_adapter(self.model, self.adapter, folder, base=base, revision=revision, fingerprint=fingerprint)
+        else:
+            save_weights(self.model, folder)
+            save_tokenizer(self.tokenizer, folder)
         write_json(folder / SETTINGS_FILE, self.settings.to_dict())
 
     def predict(self, examples, *, offer_null=None, progress=None, tokens_per_batch=TOKENS_PER_BATCH):

@@ -96,9 +96,11 @@ def _checked_folder(folder):
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder")
     refuse_pickle(folder)
-    if (folder / "model" / "config.json").is_file() and not any(folder.glob("*.safetensors")):
+    inside = folder / "model"
+    is_run = (inside / "config.json").is_file() or (inside / "adapter_config.json").is_file()
+    if is_run and not any(folder.glob("*.safetensors")):
         raise InputError(f"{folder}: this is the folder of a run; its model is in {folder / 'model'}")
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
         raise InputError(f"{folder}: has no config.json, so it is no model folder")
     return folder
 

@@ -4,6 +4,7 @@ A folder holds `config.json` and `model.safetensors` (or shards with `model.safe
 Names are read with or without the prefix `bert.`, and with TensorFlow's `LayerNorm.gamma` / `.beta`.
 """
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,11 +50,16 @@ HEAD = ("qa_outputs.weight", "qa_outputs.bias")
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a file's tensors: names used, knowingly left out, and parameters newly made."""
+    """What became of a file's tensors: names used, knowingly left out, and parameters newly made.
+
+    fingerprint: SHA-256 over the encoder's numbers in fp32, the same however they were named, cut into files or
+    padded with other heads; adapters carry it, to be refused on other weights.
+    """
 
     used: tuple[str, ...]
     left_out: tuple[str, ...]
     new: tuple[str, ...]
+    fingerprint: str = ""
 
     @property
     def head_is_new(self):
@@ -142,7 +148,7 @@ def load_weights(model, folder):
     not finite, or when any but the head's parameters stays without one.
     """
     parameters = dict(model.named_parameters())
-    used, left_out, filled = [], [], set()
+    used, left_out, filled, digests = [], [], set(), []
     with torch.no_grad():
         for path, name, tensor in read_tensors(folder):
             canonical, number = canonical_name(name)
@@ -166,11 +172,15 @@ def load_weights(model, folder):
                 raise InputError(f"{path}: tensor {name} holds NaN or infinity; get it again")
             filled.add(ours)
             used.append(name)
+            if ours not in HEAD:
+                numbers = parameters[ours].detach().cpu().contiguous().numpy()
+                digests.append(f"{ours} {tuple(tensor.shape)} {hashlib.sha256(numbers).hexdigest()}")
     missing = [name for name in parameters if name not in filled]
     if missing and set(missing) != set(HEAD):
         lost = [name for name in missing if name not in HEAD] or missing
         raise InputError(f"{folder}: the weights lack {lost[0]} and {len(lost) - 1} more that config.json asks for")
-    return LoadReport(tuple(used), tuple(left_out), tuple(missing))
+    fingerprint = hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+    return LoadReport(tuple(used), tuple(left_out), tuple(missing), fingerprint)
 
 
 def check_size(config, folder):

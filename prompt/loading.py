@@ -17,17 +17,14 @@ def open_reader(options):
     name = options.model if options.model is not None else str(newest_run())
     folder = resolve_model(str(model_of_run(name)), revision=options.revision).folder
     stored = Reader.load(folder, device=options.device, precision=options.precision)
-    if stored.report.head_is_new:
+    if stored.report.head_is_new and stored.adapter is None:
         revision = f" --revision {shlex.quote(options.revision)}" if options.revision else ""
         raise InputError(
             f"{name}: its head for answers was never trained, so it cannot answer; train one first: "
             f"python train.py --dataset squad --model {shlex.quote(name)}{revision}"
         )
-    reader = Reader(
-        stored.model, stored.tokenizer, adapt_settings(stored.settings, options), device=stored.device,
-        precision=stored.precision, report=stored.report,
-    )
-    return reader, name
+    stored.settings = adapt_settings(stored.settings, options)
+    return stored, name
 
 
 def newest_run():

@@ -5,13 +5,17 @@ import sys
 import numpy as np
 import torch
 
+from model.quant import FourBitLinear
+
 LATENCY_QUESTIONS = 50
 
 
 def parameter_counts(model):
-    """(trainable, total) parameters."""
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    """(trainable, total) parameters; a 4-bit weight counts as the numbers it stands for."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    packed = [m for m in model.modules() if isinstance(m, FourBitLinear)]
+    hidden = sum(m.out_features * m.in_features - m.weight.numel() for m in packed)
+    return trainable, sum(p.numel() for p in model.parameters()) + hidden
 
 
 def latency(reader, examples):

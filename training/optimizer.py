@@ -2,20 +2,28 @@
 
 import torch
 
-NO_DECAY = ("bias", "LayerNorm.weight")
+NO_DECAY = ("bias", "LayerNorm.weight", "lora_magnitude_vector")
 
 
-def make_optimizer(model, weight_decay):
+def make_optimizer(model, weight_decay, lora_plus_ratio=1.0):
     """AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101) on what is trainable; no decay on biases and LayerNorm.
 
-    The rate is set at each step by `training.step`. The fused kernels update all parameters in one pass.
+    The rate is set at each step by `training.step`, times a group's `scale`: LoRA's B learns `lora_plus_ratio`
+    times as fast as the rest (LoRA+, Hayou et al. 2024, arXiv 2402.12354). The fused kernels update all
+    parameters in one pass.
     """
-    decayed, plain = [], []
+    groups = {
+        name: {"params": [], "weight_decay": decay, "scale": scale}
+        for name, decay, scale in (
+            ("decayed", weight_decay, 1.0), ("plain", 0.0, 1.0), ("lora_B", weight_decay, lora_plus_ratio),
+        )
+    }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (plain if name.endswith(NO_DECAY) else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+            kind = "plain" if name.endswith(NO_DECAY) else "lora_B" if name.endswith("lora_B") else "decayed"
+            groups[kind]["params"].append(parameter)
+    groups = [group for group in groups.values() if group["params"]]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
 def learning_rate(step, total_steps, peak, warmup):

@@ -5,7 +5,8 @@ from pathlib import Path
 from common.options import Option
 
 DATASETS = ("squad", "squad_v2", "persianqa", "sample")
-DATA, MODEL, LOOP, WINDOWS, RUN = "Data", "Model", "Loop", "Windows and answers", "Run"
+DATA, MODEL, LORA, LOOP, WINDOWS, RUN = "Data", "Model", "LoRA", "Loop", "Windows and answers", "Run"
+METHODS = ("full", "head", "bitfit", "lora")
 
 TRAIN_OPTIONS = (
     Option("dataset", str, None, "A named data set, downloaded when needed; sample comes with the project.", DATA,
@@ -24,6 +25,18 @@ TRAIN_OPTIONS = (
     Option("dropout", float, None, "Probability of dropping hidden values; unset: config.json's.", MODEL, minimum=0,
            maximum=0.9),
     Option("attention_dropout", float, None, "The same for attention probabilities.", MODEL, minimum=0, maximum=0.9),
+    Option("tune", str, "full", "What learns: everything, the head alone, biases and head, or LoRA adapter and head.",
+           MODEL, choices=METHODS),
+    Option("lora_rank", int, 8, "Rank of LoRA's updates.", LORA, minimum=1, maximum=4096),
+    Option("lora_alpha", float, 16.0, "LoRA's alpha; updates are scaled by alpha / rank.", LORA, above=0),
+    Option("lora_dropout", float, 0.0, "Probability of dropping inputs of the updates.", LORA, minimum=0, maximum=0.9),
+    Option("lora_targets", str, ["query", "value"], "Linear layers to adapt, by name or its last parts; all-linear.",
+           LORA, many=True, metavar="NAME"),
+    Option("lora_rank_pattern", str, None, "Ranks for some layers: layer.5.attention.self.query=16.", LORA, many=True,
+           metavar="NAME=RANK"),
+    Option("rslora", bool, False, "Scale by alpha / sqrt(rank) instead.", LORA),
+    Option("dora", bool, False, "Learn each row's magnitude apart from its direction (DoRA).", LORA),
+    Option("lora_plus_ratio", float, 1.0, "How much faster B learns than A (LoRA+).", LORA, above=0),
     Option("checkpointing", bool, False, "Keep less of the forward pass and compute it again: slower, less memory.",
            MODEL),
     Option("epochs", float, 2.0, "Passes over the training windows.", LOOP, above=0, maximum=1000),

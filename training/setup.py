@@ -6,9 +6,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from common.errors import InputError
 from common.files import read_bytes, read_json, write_atomic, write_folder, write_json
 from data.decode import DecodeSettings
 from data.windows import WindowSettings
+from model.lora import LoraConfig
+from model.tune import tune_bitfit, tune_full, tune_head, tune_lora
 from reader import Reader, ReaderSettings
 from training.evaluate import PREDICTION_FILES, prediction_files
 from training.measure import latency, parameter_counts, peak_memory_bytes
@@ -33,7 +36,39 @@ def build_reader(source, options, device, precision, may_lack_answer):
         attention_dropout=options.attention_dropout,
     )
     reader.model.bert.encoder.gradient_checkpointing = options.checkpointing
+    if reader.adapter is None:
+        reader.base = source.name, source.revision
+    tune(reader, options)
     return reader
+
+
+def tune(reader, options):
+    """The pass that --tune names."""
+    model = reader.model
+    if options.tune != "lora":
+        if reader.adapter is not None:
+            raise InputError(f"--tune {options.tune}: {options.model} is an adapter; only --tune lora can train on it")
+        {"full": tune_full, "head": tune_head, "bitfit": tune_bitfit}[options.tune](model)
+        return
+    continued = reader.adapter is not None
+    settings = reader.settings
+    tune_lora(model, lora_config(options))
+    if not continued:
+        reader.settings = settings
+
+
+def lora_config(options):
+    """The LoraConfig that the options describe."""
+    ranks = {}
+    for text in options.lora_rank_pattern or ():
+        name, _, rank = text.partition("=")
+        if not name or not rank.isdecimal() or int(rank) < 1:
+            raise InputError(f"--lora-rank-pattern {text}: expected NAME=RANK, such as layer.5.attention.self.query=16")
+        ranks[name] = int(rank)
+    return LoraConfig(
+        rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout, rslora=options.rslora,
+        targets=tuple(dict.fromkeys(options.lora_targets)), dora=options.dora, rank_pattern=ranks,
+    )
 
 
 def print_setup(reader, source, train_set, dev_set, windows, precision, notices):

@@ -65,6 +65,11 @@ def restore_random_states(states):
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
+def learning(model):
+    """Name -> parameter of all that training changes; the rest comes from the model's own files on --resume."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def save_checkpoint(folder, state, model, optimizer, scaler, keep):
     """Write `folder`/step-00000123 whole or not at all, then remove all but the newest `keep`.
 
@@ -72,7 +77,7 @@ def save_checkpoint(folder, state, model, optimizer, scaler, keep):
     """
 
     def fill(temporary):
-        tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in learning(model).items()}
         (temporary / "model.safetensors").write_bytes(to_safetensors(tensors))
         buffer = io.BytesIO()
         torch.save(
@@ -118,10 +123,21 @@ def sweep_leftovers(folder):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def fill(parameters, tensors):
+    """Copy tensors into the parameters of the same names, all and no other; ValueError where they do not fit."""
+    for name in sorted(set(parameters) ^ set(tensors)):
+        raise ValueError(f"{name} is {'missing' if name in parameters else 'unknown'}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if parameter.shape != tensors[name].shape:
+                raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(parameter.shape)}")
+            parameter.copy_(tensors[name])
+
+
 def load_checkpoint(path, model, optimizer, scaler):
     """Put a checkpoint back into model, optimizer, scaler and all generators; returns its LoopState."""
     try:
-        model.load_state_dict(load_file(path / "model.safetensors"))
+        fill(learning(model), load_file(path / "model.safetensors"))
         saved = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
         optimizer.load_state_dict(saved["optimizer"])
         scaler.load_state_dict(saved["scaler"])

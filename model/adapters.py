@@ -1,0 +1,302 @@
+"""Adapters as files, in the format of the PEFT library, and adapters made of others.
+
+A folder holds `adapter_config.json` and `adapter_model.safetensors`. A tensor's name in it is
+`base_model.model.` + the layer + `.lora_A.weight`, `.lora_B.weight` or (DoRA) `.lora_magnitude_vector`; the head is
+there whole. The file's metadata say of which base the adapter is: the weights' fingerprint of `model.weights`.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+
+from common.errors import InputError
+from common.files import read_json, write_json
+from model.lora import (
+    ALL_LINEAR, HEAD, LoraConfig, LoraLinear, adapter_names, add_lora, linear_layers, remove_adapter,
+    switch_of,
+)
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+FINGERPRINT = "base_fingerprint"
+# Keys of peft that would change what is computed, with the values that leave LoRA as it is here.
+NEUTRAL = {
+    "bias": ("none",), "fan_in_fan_out": (False, None), "lora_bias": (False, None), "layers_to_transform": (None, []),
+    "layers_pattern": (None, "", []), "exclude_modules": (None, [], ""), "trainable_token_indices": (None, {}, []),
+    "target_parameters": (None, []), "use_qalora": (False, None), "layer_replication": (None, []),
+    "alora_invocation_tokens": (None, []), "arrow_config": (None,), "use_bdlora": (False, None),
+    "kasa_config": (None,), "monteclora_config": (None,), "ensure_weight_tying": (False, None),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", "lora_ga", None),
+}
+# Keys that say how an adapter was trained or made, and nothing about what it computes.
+HARMLESS = {
+    "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "megatron_config", "megatron_core",
+    "peft_version", "task_type", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config",
+    "qalora_group_size", "runtime_config",
+}
+READ = {
+    "peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "rank_pattern",
+    "alpha_pattern", "modules_to_save",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """What an adapter's folder says, before any model is there. base: name or path of the model it was trained on."""
+
+    folder: Path
+    config: LoraConfig
+    base: str | None
+    revision: str | None
+    fingerprint: str | None
+    notices: tuple[str, ...]
+
+
+def is_adapter(folder):
+    """Whether a folder holds an adapter rather than a model."""
+    return (Path(folder) / CONFIG_FILE).is_file()
+
+
+def read_adapter(folder):
+    """The AdapterFile of a folder; InputError with file and key for one that cannot be computed here."""
+    folder = Path(folder)
+    path = folder / CONFIG_FILE
+    if not folder.is_dir() or not path.is_file():
+        raise InputError(f"{folder}: no {CONFIG_FILE} in it, so this is not the folder of an adapter")
+    values = read_json(path)
+    if not isinstance(values, dict) or values.get("peft_type") != "LORA":
+        raise InputError(f"{path}: peft_type: expected 'LORA', the one kind of adapter that is read here")
+    for key, neutral in NEUTRAL.items():
+        if key in values and values[key] not in neutral:
+            raise InputError(f"{path}: {key} is {values[key]!r}, which changes what is computed and is unknown here")
+    saved = values.get("modules_to_save") or []
+    if not isinstance(saved, list) or any(name != HEAD for name in saved):
+        raise InputError(f"{path}: modules_to_save is {saved!r}; only {HEAD!r} can be saved whole")
+    unknown = [k for k in values if k not in READ | HARMLESS | set(NEUTRAL) and values[k] not in (None, False, {}, [])]
+    notices = [f"{path}: {key} is unknown and was passed over" for key in unknown]
+    config = LoraConfig(
+        rank=number(values, "r", int, path), alpha=number(values, "lora_alpha", float, path),
+        dropout=number(values, "lora_dropout", float, path, usual=0.0), targets=targets_of(values, path),
+        rslora=bool(values.get("use_rslora")), dora=bool(values.get("use_dora")),
+        rank_pattern=pattern(values, "rank_pattern", int, path),
+        alpha_pattern=pattern(values, "alpha_pattern", float, path),
+    )
+    base, revision = values.get("base_model_name_or_path"), values.get("revision")
+    with open_weights(folder) as file:
+        fingerprint = (file.metadata() or {}).get(FINGERPRINT)
+    if fingerprint is None:
+        notices.append(f"{folder}: says nothing of its base's weights, so a wrong base cannot be told")
+    return AdapterFile(folder, config, base or None, revision or None, fingerprint, tuple(notices))
+
+
+def number(values, key, kind, path, usual=None):
+    """A positive number (dropout: 0 to 1) of adapter_config.json; InputError otherwise."""
+    value = values.get(key, usual)
+    fits_kind = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    usable = fits_kind and (0 <= value < 1 if key == "lora_dropout" else 0 < value < math.inf)
+    if not usable:
+        wanted = "a positive number" if kind is float else "a positive whole number"
+        wanted = "a number from 0 to below 1" if key == "lora_dropout" else wanted
+        raise InputError(f"{path}: {key}: expected {wanted}, found {value!r}")
+    return kind(value)
+
+
+def pattern(values, key, kind, path):
+    """`rank_pattern` or `alpha_pattern`: names of layers to numbers; peft's regular expressions are refused."""
+    table = values.get(key) or {}
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: {key}: expected an object of layer name to number")
+    for name in table:
+        if not all(part.isidentifier() or part.isdigit() for part in name.split(".")):
+            raise InputError(f"{path}: {key}: {name!r} is a regular expression; only names of layers are read here")
+    return {name: number(table, name, kind, f"{path}: {key}") for name in table}
+
+
+def targets_of(values, path):
+    """`target_modules` as a tuple of names."""
+    targets = values.get("target_modules")
+    if targets == ALL_LINEAR:
+        return (ALL_LINEAR,)
+    if not isinstance(targets, list) or not targets or not all(isinstance(name, str) and name for name in targets):
+        raise InputError(f"{path}: target_modules: expected a list of layer names or {ALL_LINEAR!r}, found {targets!r}")
+    return tuple(sorted(targets))
+
+
+def open_weights(folder):
+    """The opened adapter_model.safetensors; InputError when it is missing or damaged."""
+    path = Path(folder) / WEIGHTS_FILE
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError:
+        raise InputError(f"{folder}: no {WEIGHTS_FILE} in it") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error}); fetch or copy it again") from None
+
+
+def adapter_tensors(model, name):
+    """Name in the file -> parameter, of everything that adapter `name` owns: its updates and its head."""
+    tensors = {}
+    for layer, _, _, module in linear_layers(model):
+        if isinstance(module, LoraLinear) and name in module.updates:
+            update = module.updates[name]
+            tensors[f"{PREFIX}{layer}.lora_A.weight"] = update.lora_A
+            tensors[f"{PREFIX}{layer}.lora_B.weight"] = update.lora_B
+            if update.lora_magnitude_vector is not None:
+                tensors[f"{PREFIX}{layer}.lora_magnitude_vector"] = update.lora_magnitude_vector
+    for part, parameter in model.qa_outputs.heads[name].named_parameters():
+        tensors[f"{PREFIX}{HEAD}.{part}"] = parameter
+    return tensors
+
+
+def load_adapter(model, folder, name, fingerprint=None):
+    """Put the adapter of a folder beside those the model has, as `name`, and switch it on; returns its AdapterFile.
+
+    fingerprint: of the model's base weights (LoadReport.fingerprint), held against the one the adapter carries.
+    Raises InputError for another base, and for keys or shapes that do not fit exactly; the model is then as before.
+    """
+    described = read_adapter(folder)
+    if fingerprint and described.fingerprint and fingerprint != described.fingerprint:
+        raise InputError(
+            f"{folder}: this adapter was trained on other weights ({described.base or 'unnamed'}) than this model's"
+        )
+    path, switch = Path(folder) / WEIGHTS_FILE, switch_of(model)
+    active = switch.active if switch else None
+    add_lora(model, described.config, name)
+    try:
+        with open_weights(folder) as file, torch.no_grad():
+            wanted = adapter_tensors(model, name)
+            found = set(file.keys())
+            headless = not any(key.startswith(f"{PREFIX}{HEAD}.") for key in found)
+            if headless:  # of another task or trained without it: the base's head is used
+                wanted = {key: value for key, value in wanted.items() if not key.startswith(f"{PREFIX}{HEAD}.")}
+            for key in sorted(found ^ set(wanted)):
+                raise InputError(f"{path}: tensor {key} {'has no place in' if key in found else 'is missing for'} "
+                                 f"what {CONFIG_FILE} describes on this model")
+            for key, parameter in wanted.items():
+                tensor = file.get_tensor(key)
+                if tensor.shape != parameter.shape:
+                    raise InputError(
+                        f"{path}: tensor {key} has shape {tuple(tensor.shape)}, and {tuple(parameter.shape)} is wanted"
+                    )
+                if not tensor.is_floating_point() or not tensor.isfinite().all():
+                    raise InputError(f"{path}: tensor {key} is not of finite floating-point numbers")
+                parameter.copy_(tensor)
+    except InputError:
+        remove_adapter(model, name)
+        switch_of(model).active = active
+        raise
+    return described
+
+
+def peft_config(config, targets, base, revision):
+    """The contents of adapter_config.json. targets: the names as peft should match them."""
+    return {
+        "peft_type": "LORA", "task_type": "QUESTION_ANS", "base_model_name_or_path": base, "revision": revision,
+        "inference_mode": True, "r": config.rank, "lora_alpha": whole(config.alpha), "lora_dropout": config.dropout,
+        "target_modules": sorted(targets), "bias": "none", "fan_in_fan_out": False, "init_lora_weights": True,
+        "use_rslora": config.rslora, "use_dora": config.dora, "modules_to_save": [HEAD],
+        "rank_pattern": dict(config.rank_pattern),
+        "alpha_pattern": {name: whole(value) for name, value in config.alpha_pattern.items()},
+    }
+
+
+def whole(value):
+    """16.0 as 16, which is how peft writes an alpha."""
+    return int(value) if float(value).is_integer() else value
+
+
+def save_adapter(model, name, folder, *, base, revision=None, fingerprint=None, dtype=torch.float32):
+    """Fill a folder that `load_adapter` and peft open. base: what to load under it, as `--model` takes it.
+
+    What was written is read back and compared. Not atomic by itself: see `common.files.write_folder`.
+    Raises ValueError while an adapter is merged: the base would no longer be the one that is named.
+    """
+    if switch_of(model) is None or name not in adapter_names(model):
+        raise ValueError(f"there is no adapter {name!r} to save")
+    if switch_of(model).merged is not None:
+        raise ValueError(f"adapter {switch_of(model).merged!r} is merged into the weights; unmerge it before saving")
+    folder, config = Path(folder), model.lora_configs[name]
+    targets = config.targets
+    if ALL_LINEAR in targets:  # peft leaves a head out of "all-linear" only where it knows the model; names are certain
+        targets = {".".join(layer.split(".")[4:]) for layer, *_ in linear_layers(model)}
+    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in adapter_tensors(model, name).items()}
+    # one key: the library writes several in an order that changes from run to run
+    metadata = {FINGERPRINT: fingerprint} if fingerprint else {"format": "pt"}
+    (folder / WEIGHTS_FILE).write_bytes(to_safetensors(tensors, metadata=metadata))
+    write_json(folder / CONFIG_FILE, peft_config(config, targets, base, revision))
+    with open_weights(folder) as file:
+        same = set(file.keys()) == set(tensors) and all(torch.equal(file.get_tensor(k), v) for k, v in tensors.items())
+    if not same:
+        raise InputError(f"{folder / WEIGHTS_FILE}: reads back otherwise than it was written; is the disk sound?")
+
+
+def combine(model, name, weights, method="linear", rank=None):
+    """Make adapter `name` of others: weights maps their names to numbers. Not for DoRA, whose updates do not add up.
+
+    linear: A and B are summed, each times √(weight · s), as in peft; exact for one adapter, else an approximation
+    that keeps the rank, and needs equal ranks. cat: A and B side by side, exactly Σ weight · s · B A; the rank is
+    the sum of the ranks. svd: the best approximation of that sum by rank `rank` (default: the largest there is).
+    The head is the mean of the heads by the weights. Raises ValueError when the adapters do not allow it.
+    """
+    for other in weights:
+        if other not in adapter_names(model):
+            raise ValueError(f"there is no adapter {other!r} to combine")
+        if model.lora_configs[other].dora:
+            raise ValueError(f"adapter {other!r} is DoRA, whose updates do not add up")
+    total = sum(weights.values())
+    if not weights or not math.isfinite(total) or total == 0:
+        raise ValueError("the weights of a combination must be finite and have a sum other than 0")
+    parts = {}  # layer -> [(weight, update)]
+    for layer, _, _, module in linear_layers(model):
+        if isinstance(module, LoraLinear):
+            found = [(weight, module.updates[n]) for n, weight in weights.items() if n in module.updates]
+            if found:
+                parts[layer] = found
+    make = {"linear": linear_sum, "cat": side_by_side, "svd": best_of_rank}[method]
+    made = {layer: make(found, rank) for layer, found in parts.items()}
+    ranks = {layer: len(A) for layer, (A, B) in made.items()}
+    most = max(ranks.values())
+    config = LoraConfig(  # alpha = rank everywhere: s is 1, and the scale is inside A and B
+        rank=most, alpha=most, targets=tuple(sorted(made)),
+        rank_pattern={k: r for k, r in ranks.items() if r != most},
+        alpha_pattern={k: r for k, r in ranks.items() if r != most},
+    )
+    add_lora(model, config, name)
+    heads = model.qa_outputs.heads
+    with torch.no_grad():
+        for layer, _, _, module in linear_layers(model):
+            if layer in made:
+                module.updates[name].lora_A.copy_(made[layer][0])
+                module.updates[name].lora_B.copy_(made[layer][1])
+        for part, parameter in heads[name].named_parameters():
+            parameter.copy_(sum(w / total * heads[n].get_parameter(part) for n, w in weights.items()))
+
+
+def linear_sum(parts, rank):
+    """(A, B) of the linear combination of [(weight, update)]."""
+    if len({update.rank for _, update in parts}) > 1:
+        raise ValueError("a linear combination needs adapters of one rank; take cat or svd")
+    A = B = 0
+    for weight, update in parts:
+        root = math.sqrt(abs(weight * update.scale))
+        A = A + math.copysign(root, weight * update.scale) * update.lora_A.detach()
+        B = B + root * update.lora_B.detach()
+    return A, B
+
+
+def side_by_side(parts, rank):
+    """(A, B) whose product is the sum of the updates: [B1 B2] [A1; A2] = B1 A1 + B2 A2."""
+    A = torch.cat([weight * update.scale * update.lora_A.detach() for weight, update in parts])  # (r1 + r2, N)
+    return A, torch.cat([update.lora_B.detach() for _, update in parts], 1)  # (M, r1 + r2)
+
+
+def best_of_rank(parts, rank):
+    """(A, B) nearest to the sum of the updates among those of a rank (Eckart & Young 1936)."""
+    rank = rank or max(update.rank for _, update in parts)
+    A, B = side_by_side(parts, None)
+    U, S, V = torch.linalg.svd(B.double() @ A.double(), full_matrices=False)  # (M, k), (k,), (k, N)
+    return V[:rank].float(), (U * S)[:, :rank].float()

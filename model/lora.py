@@ -1,0 +1,330 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): a pass that gives Linear layers of a built model low-rank updates.
+
+    y = x Wᵀ + b + s · (x Aᵀ) Bᵀ          section 4.1; s = α / r, or α / √r (rsLoRA, arXiv 2312.03732)
+
+    N  inputs of the layer     M  outputs     r  rank     W  (M, N), frozen     A  (r, N)     B  (M, r)
+
+With M = N = 384 and r = 8, W has 147,456 numbers and A and B together 6,144. B starts at zero, so a new update
+changes nothing. The head is small and new for every task: each adapter has a whole copy of its own.
+
+Where the pass has been, a Linear `query` is a LoraLinear whose `base` is that Linear. Several adapters stand side by
+side under their names; the model's Switch says which of them takes part.
+"""
+
+import math
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from common.errors import InputError
+from model.quant import FourBitLinear, dense_weight
+
+HEAD = "qa_outputs"
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, slots=True)
+class LoraConfig:
+    """targets: names or last parts of names of Linear layers (`query`, `attention.output.dense`), or ALL_LINEAR.
+
+    rank_pattern, alpha_pattern: the same kind of name to a rank or alpha of its own; the first that fits counts.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("query", "value")
+    rslora: bool = False
+    dora: bool = False
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+
+    def rank_of(self, layer):
+        """The rank of the layer with this name."""
+        return pattern_value(self.rank_pattern, layer, self.rank)
+
+    def scale_of(self, layer):
+        """s of the layer with this name."""
+        rank, alpha = self.rank_of(layer), pattern_value(self.alpha_pattern, layer, self.alpha)
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+def fits(name, layer):
+    """Whether `name` is a layer's name or its last parts: `value` and `self.value` fit `….attention.self.value`."""
+    return layer == name or layer.endswith("." + name)
+
+
+def pattern_value(patterns, layer, usual):
+    """The value of the first pattern that fits, else `usual`."""
+    return next((value for name, value in patterns.items() if fits(name, layer)), usual)
+
+
+class Switch:
+    """Which adapter takes part: `active` for the whole model, or one per row inside `rows`.
+
+    The rows are a context variable: threads that share the model do not see each other's.
+    """
+
+    def __init__(self):
+        self.active = None
+        self.merged = None
+        self._rows = ContextVar("adapters of the rows", default=None)
+
+    @contextmanager
+    def rows(self, names):
+        """Within, row k of each batch goes through adapter names[k]; None is the bare base."""
+        token = self._rows.set(tuple(names))
+        try:
+            yield
+        finally:
+            self._rows.reset(token)
+
+    def groups(self, batch_size):
+        """[(name, row indices or None for all rows)] of a batch."""
+        names = self._rows.get()
+        if names is None:
+            return [(self.active, None)]
+        assert self.merged is None, "rows cannot have adapters of their own while one is merged"
+        assert len(names) == batch_size, f"{len(names)} adapter names for a batch of {batch_size}"
+        return [(name, [k for k, n in enumerate(names) if n == name]) for name in dict.fromkeys(names)]
+
+
+class LoraUpdate(nn.Module):
+    """A and B of one adapter on one layer, and DoRA's magnitudes (Liu et al. 2024, arXiv 2402.09353) if asked for."""
+
+    def __init__(self, base, rank, scale, dropout=0.0, dora=False):
+        super().__init__()
+        M, N = base.out_features, base.in_features
+        device = base.weight.device
+        self.scale = scale
+        self.lora_A = nn.Parameter(torch.empty(rank, N, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(M, rank, device=device))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as nn.Linear, and as loralib
+        self.dropout = nn.Dropout(dropout)
+        self.lora_magnitude_vector = nn.Parameter(dense_weight(base).norm(dim=1)) if dora else None  # (M,)
+
+    @property
+    def rank(self):
+        return self.lora_A.shape[0]
+
+    def weight(self):
+        """s · B A: what the update adds to W, (M, N) fp32; of DoRA see `dense`."""
+        return self.scale * (self.lora_B @ self.lora_A)
+
+    def direction_scale(self, base):
+        """DoRA's m / ‖W + s B A‖ over the inputs, (M, 1); the norm counts as a constant (section 4.3)."""
+        with torch.no_grad():
+            norm = (dense_weight(base) + self.weight()).norm(dim=1)
+        return (self.lora_magnitude_vector / norm)[:, None]
+
+    def dense(self, base):
+        """The whole weight of base and update together, (M, N) fp32."""
+        whole = dense_weight(base) + self.weight()
+        return whole if self.lora_magnitude_vector is None else self.direction_scale(base) * whole
+
+    def forward(self, x, y, base):
+        """What to add to y = base(x). x: (B, T, N). Returns (B, T, M)."""
+        dropped = self.dropout(x)
+        low = F.linear(F.linear(dropped, self.lora_A), self.lora_B) * self.scale  # (B, T, M)
+        if self.lora_magnitude_vector is None:
+            return low
+        if dropped is x:
+            product = y if base.bias is None else y - base.bias
+        else:  # the update and W see the same dropped input
+            product = F.linear(dropped, dense_weight(base).to(y.dtype))
+        factor = self.direction_scale(base)[:, 0]
+        return (factor - 1) * product + factor * low
+
+
+class LoraLinear(nn.Module):
+    """A Linear, 4-bit ones included, and the updates that adapters make to it."""
+
+    def __init__(self, base, switch):
+        super().__init__()
+        self.base = base
+        self.switch = switch
+        self.updates = nn.ModuleDict()
+        self.before_merge = None  # W as it was, while an update is merged into it
+
+    def forward(self, x):
+        y = self.base(x)
+        if self.before_merge is not None:
+            return y
+        for name, rows in self.switch.groups(len(x)):
+            if name not in self.updates:
+                continue
+            update = self.updates[name]
+            if rows is None:
+                return y + update(x, y, self.base).to(y.dtype)
+            y = y.index_add(0, torch.tensor(rows, device=y.device), update(x[rows], y[rows], self.base).to(y.dtype))
+        return y
+
+
+class SwitchedHead(nn.Module):
+    """The span head, one copy per adapter; `base` is the one the model came with."""
+
+    def __init__(self, base, switch):
+        super().__init__()
+        self.base = base
+        self.switch = switch
+        self.heads = nn.ModuleDict()
+
+    def forward(self, x):
+        y = None
+        for name, rows in self.switch.groups(len(x)):
+            head = self.heads[name] if name in self.heads else self.base
+            if rows is None:
+                return head(x)
+            part = head(x[rows])
+            y = part.new_empty(len(x), *part.shape[1:]) if y is None else y
+            y = y.index_copy(0, torch.tensor(rows, device=y.device), part)
+        return y
+
+
+def linear_layers(model):
+    """Yield (name, parent, attribute, module) of each Linear or LoraLinear of the encoder.
+
+    Names are those of the model before the pass: `bert.encoder.layer.0.attention.self.query`.
+    """
+    for name, parent in list(model.named_modules()):
+        if isinstance(parent, (LoraLinear, SwitchedHead)):
+            continue
+        for attribute, module in parent.named_children():
+            full = f"{name}.{attribute}".removeprefix(".")
+            if isinstance(module, (nn.Linear, FourBitLinear, LoraLinear)) and full.split(".")[0] != HEAD:
+                yield full, parent, attribute, module
+
+
+def target_layers(model, targets):
+    """The layers that `targets` name, as `linear_layers` gives them; InputError for a name that fits none."""
+    layers = list(linear_layers(model))
+    if ALL_LINEAR in targets:
+        return layers
+    for target in targets:
+        if not any(fits(target, layer[0]) for layer in layers):
+            known = sorted({".".join(layer[0].split(".")[4:]) for layer in layers})
+            raise InputError(f"no Linear layer is called {target!r}; there are {', '.join(known)}, and {ALL_LINEAR}")
+    return [layer for layer in layers if any(fits(target, layer[0]) for target in targets)]
+
+
+def switch_of(model):
+    """The model's Switch; None before any adapter was added."""
+    return model.qa_outputs.switch if isinstance(model.qa_outputs, SwitchedHead) else None
+
+
+def adapter_names(model):
+    """Names of all adapters, in the order they came."""
+    return list(model.qa_outputs.heads) if isinstance(model.qa_outputs, SwitchedHead) else []
+
+
+def add_lora(model, config, name):
+    """Give the layers that `config` names an update called `name`, zero for now, and the head a copy; switch it on.
+
+    Returns the names of the layers. Raises InputError for a target that fits no layer, ValueError for a name taken.
+    """
+    if name in adapter_names(model):
+        raise ValueError(f"an adapter called {name!r} is there already")
+    if not name or "." in name:
+        raise ValueError(f"{name!r} cannot name an adapter: a name has no dot and at least one letter")
+    layers = target_layers(model, config.targets)
+    if switch_of(model) is None:
+        model.qa_outputs = SwitchedHead(model.qa_outputs, Switch())
+    switch, head = switch_of(model), model.qa_outputs
+    for layer, parent, attribute, module in layers:
+        if not isinstance(module, LoraLinear):
+            module = LoraLinear(module, switch)
+            setattr(parent, attribute, module)
+        rank = config.rank_of(layer)
+        module.updates[name] = LoraUpdate(module.base, rank, config.scale_of(layer), config.dropout, config.dora)
+    head.heads[name] = nn.Linear(head.base.in_features, head.base.out_features, device=head.base.weight.device)
+    head.heads[name].load_state_dict(head.base.state_dict())
+    model.lora_configs = {**getattr(model, "lora_configs", {}), name: config}
+    switch.active = name
+    return [layer for layer, *_ in layers]
+
+
+def set_adapter(model, name):
+    """Let adapter `name` take part from now on, or none of them (None: the bare base with its own head)."""
+    if name is not None and name not in adapter_names(model):
+        known = ", ".join(adapter_names(model)) or "none is loaded"
+        raise ValueError(f"there is no adapter {name!r}; known: {known}")
+    switch = switch_of(model)
+    if switch is None:
+        return
+    if switch.merged is not None and name != switch.merged:
+        raise ValueError(f"adapter {switch.merged!r} is merged into the weights; unmerge it first")
+    switch.active = name
+
+
+def remove_adapter(model, name):
+    """Take an adapter out; the bare base is active when it was the active one."""
+    switch = switch_of(model)
+    if name not in adapter_names(model) or switch.merged == name:
+        raise ValueError(f"there is no adapter {name!r} that could be removed, or it is merged")
+    if switch.active == name:
+        switch.active = None
+    for *_, module in linear_layers(model):
+        if isinstance(module, LoraLinear) and name in module.updates:
+            del module.updates[name]
+    del model.qa_outputs.heads[name]
+    del model.lora_configs[name]
+
+
+def merge(model, name):
+    """Add the update to the weights themselves, so that it costs nothing; a second call changes nothing.
+
+    W as it was is kept aside, and `unmerge` puts it back, bit for bit. Raises ValueError on a 4-bit base, whose
+    weights cannot take the sum exactly (see merge.py), and while another adapter is merged.
+    """
+    set_adapter(model, name)
+    switch = switch_of(model)
+    if switch.merged == name:
+        return
+    touched = [m for *_, m in linear_layers(model) if isinstance(m, LoraLinear) and name in m.updates]
+    if any(isinstance(module.base, FourBitLinear) for module in touched):
+        raise ValueError("an update cannot be merged into 4-bit weights in place; merge.py offers three ways")
+    with torch.no_grad():
+        for module in touched:
+            module.before_merge = module.base.weight.data
+            module.base.weight.data = module.updates[name].dense(module.base).to(module.before_merge.dtype)
+    switch.merged = name
+
+
+def unmerge(model):
+    """Undo `merge`; without one nothing changes."""
+    switch = switch_of(model)
+    if switch is None or switch.merged is None:
+        return
+    for *_, module in linear_layers(model):
+        if isinstance(module, LoraLinear) and module.before_merge is not None:
+            module.base.weight.data, module.before_merge = module.before_merge, None
+    switch.merged = None
+
+
+def merged_model(model, name, dense=dense_weight):
+    """Take all passes off, in place: plain Linear layers with adapter `name` inside them; returns the model.
+
+    dense: a function of a base Linear that gives the (M, N) weight on which the update is put.
+    """
+    set_adapter(model, name)
+    unmerge(model)
+    for _, parent, attribute, module in list(linear_layers(model)):
+        base = module.base if isinstance(module, LoraLinear) else module
+        plain = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device=base.weight.device)
+        with torch.no_grad():
+            weight = dense(base)
+            if isinstance(module, LoraLinear) and name in module.updates:
+                plain.weight.copy_(weight)
+                weight = module.updates[name].dense(plain)
+            plain.weight.copy_(weight)
+            if base.bias is not None:
+                plain.bias.copy_(base.bias)
+        setattr(parent, attribute, plain)
+    if isinstance(model.qa_outputs, SwitchedHead):
+        model.qa_outputs = model.qa_outputs.heads[name] if name is not None else model.qa_outputs.base
+    model.lora_configs = {}
+    return model

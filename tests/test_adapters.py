@@ -1,0 +1,355 @@
+"""Adapter folders: peft's format both ways, strictness, wrong bases, combinations, and a Reader with several."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from safetensors.torch import save as to_safetensors
+
+from common.errors import InputError
+from model import adapters
+from model.adapters import combine, load_adapter, read_adapter, save_adapter
+from model.lora import (
+    ALL_LINEAR, LoraConfig, LoraLinear, adapter_names, add_lora, linear_layers, merge, set_adapter, switch_of,
+)
+from reader import Reader
+from tests.test_bert import ragged_batch, reference_model
+from tests.test_lora import KINDS, adapted, logits, randomise, tiny
+
+TOLERANCE = 1e-5
+
+
+def saved(folder, kind="lora", **options):
+    """(model, folder) of an adapter that was written."""
+    model = adapted(KINDS[kind])
+    folder.mkdir(exist_ok=True)
+    save_adapter(model, "one", folder, base="minilm", **options)
+    return model, folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_adapter_comes_back_exactly(tmp_path, kind):
+    model, folder = saved(tmp_path, kind, revision="abc", fingerprint="f" * 64)
+    described = read_adapter(folder)
+    assert (described.base, described.revision, described.fingerprint) == ("minilm", "abc", "f" * 64)
+    assert described.notices == ()
+    fresh = tiny().eval()
+    load_adapter(fresh, folder, "other", "f" * 64)
+    assert torch.equal(logits(fresh), logits(model))
+    again = tmp_path / "again"
+    again.mkdir()
+    save_adapter(fresh, "other", again, base="minilm", revision="abc", fingerprint="f" * 64)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        if not (name.endswith("json") and ALL_LINEAR in KINDS[kind].targets):
+            assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_peft_opens_ours(tmp_path, kind):
+    import peft
+
+    model, folder = saved(tmp_path, kind)
+    theirs = peft.PeftModel.from_pretrained(reference_model(tiny()), folder).eval()
+    ids, types, mask = ragged_batch()
+    with torch.no_grad():
+        found = theirs.base_model(input_ids=ids, token_type_ids=types, attention_mask=mask.long())
+    difference = (torch.stack([found.start_logits, found.end_logits]) - logits(model))[:, mask].abs().max()
+    assert difference <= TOLERANCE
+    assert (logits(model) - logits(tiny().eval())).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ours_opens_what_peft_trained(tmp_path, kind):
+    import peft
+
+    one = KINDS[kind]
+    targets = ["query", "key", "dense"] if ALL_LINEAR in one.targets else list(one.targets)
+    config = peft.LoraConfig(
+        task_type="QUESTION_ANS", r=one.rank, lora_alpha=one.alpha, use_rslora=one.rslora, use_dora=one.dora,
+        target_modules=targets, rank_pattern=one.rank_pattern, alpha_pattern=one.alpha_pattern, lora_dropout=0.0,
+    )
+    torch.manual_seed(3)
+    theirs = peft.get_peft_model(reference_model(tiny()), config).train()
+    ids, types, mask = ragged_batch()
+    optimizer = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], lr=0.02)
+    for _ in range(4):
+        out = theirs.base_model(input_ids=ids, token_type_ids=types, attention_mask=mask.long(),
+                                start_positions=torch.tensor([3, 2, 1]), end_positions=torch.tensor([5, 4, 1]))
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+    theirs.save_pretrained(tmp_path)
+    theirs.eval()
+    with torch.no_grad():
+        found = theirs.base_model(input_ids=ids, token_type_ids=types, attention_mask=mask.long())
+    model = tiny().eval()
+    plain = logits(model)
+    described = load_adapter(model, tmp_path, "one", "some fingerprint")
+    assert len(described.notices) == 1 and "wrong base" in described.notices[0]
+    found = torch.stack([found.start_logits, found.end_logits])
+    assert (found - logits(model))[:, mask].abs().max() <= TOLERANCE * max(1, found.abs().max())
+    assert (logits(model) - plain).abs().max() > 0.1
+
+
+def test_another_base_is_refused_and_nothing_changes(tmp_path):
+    _, folder = saved(tmp_path, fingerprint="a" * 64)
+    model = adapted(KINDS["lora"], "first")
+    before = logits(model)
+    with pytest.raises(InputError, match=r"trained on other weights \(minilm\)"):
+        load_adapter(model, folder, "one", "b" * 64)
+    assert adapter_names(model) == ["first"] and torch.equal(logits(model), before)
+
+
+def break_tensors(folder, change):
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+A = "base_model.model.bert.encoder.layer.1.attention.self.query.lora_A.weight"
+HEAD = "base_model.model.qa_outputs.weight"
+DAMAGE = {
+    f"tensor {A} is missing": lambda t: t.pop(A),
+    "tensor more has no place": lambda t: t.update(more=torch.zeros(1)),
+    f"tensor {A} has shape (3, 34), and (3, 35)": lambda t: t.update({A: torch.zeros(3, 34)}),
+    f"tensor {A} is not of finite": lambda t: t.update({A: torch.full((3, 35), float("nan"))}),
+    f"tensor {HEAD} is not of finite": lambda t: t.update({HEAD: torch.zeros(2, 35, dtype=torch.int64)}),
+    "qa_outputs.bias is missing": lambda t: t.pop("base_model.model.qa_outputs.bias"),
+}
+
+
+@pytest.mark.parametrize("sentence", DAMAGE)
+def test_damaged_tensors_are_refused_and_nothing_changes(tmp_path, sentence):
+    _, folder = saved(tmp_path)
+    break_tensors(folder, DAMAGE[sentence])
+    model = adapted(KINDS["lora"], "first")
+    before = logits(model)
+    with pytest.raises(InputError) as refusal:
+        load_adapter(model, folder, "one")
+    assert sentence in str(refusal.value) and str(folder) in str(refusal.value)
+    assert adapter_names(model) == ["first"] and torch.equal(logits(model), before)
+
+
+CONFIGS = {
+    "peft_type": ["IA3", None], "bias": ["all"], "fan_in_fan_out": [True], "layers_to_transform": [[0]],
+    "use_qalora": [True], "lora_bias": [True], "init_lora_weights": ["pissa", "olora"],
+    "modules_to_save": [["pooler"]], "target_parameters": [["x"]], "r": [0, "8", True, None, 1.5],
+    "lora_alpha": ["x", -1], "lora_dropout": [1, -0.1], "target_modules": [[], None, ".*query"],
+    "rank_pattern": [{"layer.[01].query": 3}, [1], {"query": 0}], "exclude_modules": [["value"]],
+}
+
+
+@pytest.mark.parametrize("key, value", [(k, v) for k, values in CONFIGS.items() for v in values])
+def test_keys_that_change_the_mathematics_are_refused_by_name(tmp_path, key, value):
+    _, folder = saved(tmp_path)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(InputError, match=key) as refusal:
+        load_adapter(tiny(), folder, "one")
+    assert str(path) in str(refusal.value)
+
+
+def test_unknown_keys_are_passed_over_and_said(tmp_path):
+    _, folder = saved(tmp_path, fingerprint="f" * 64)
+    path = folder / "adapter_config.json"
+    extra = {"corda_config": None, "colour": "blue", "peft_version": "0.21.0", "megatron_core": "m", "quiet": None}
+    path.write_text(json.dumps(json.loads(path.read_text()) | extra))
+    assert read_adapter(folder).notices == (f"{path}: colour is unknown and was passed over",)
+
+
+def test_files_that_are_not_there_or_not_whole(tmp_path):
+    _, folder = saved(tmp_path / "a")
+    sentences = {
+        "adapter_model.safetensors": "no adapter_model.safetensors",
+        "adapter_config.json": "not the folder of an adapter",
+    }
+    for name, sentence in sentences.items():
+        copy = tmp_path / name
+        shutil.copytree(folder, copy)
+        (copy / name).unlink()
+        with pytest.raises(InputError, match=sentence):
+            read_adapter(copy)
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        read_adapter(folder)
+    with pytest.raises(InputError, match="not the folder of an adapter"):
+        read_adapter(tmp_path / "nowhere")
+
+
+def test_what_reads_back_otherwise_is_said(tmp_path, monkeypatch):
+    def wrong(tensors, metadata):
+        return to_safetensors({name: value + 1 for name, value in tensors.items()}, metadata)
+
+    monkeypatch.setattr(adapters, "to_safetensors", wrong)
+    with pytest.raises(InputError, match="reads back otherwise"):
+        saved(tmp_path)
+
+
+def test_a_merged_adapter_is_not_saved(tmp_path):
+    model = adapted()
+    merge(model, "one")
+    with pytest.raises(ValueError, match="unmerge"):
+        save_adapter(model, "one", tmp_path, base="minilm")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="no adapter 'two'"):
+        save_adapter(adapted(), "two", tmp_path, base="minilm")
+
+
+def test_an_adapter_without_a_head_uses_the_bases(tmp_path):
+    _, folder = saved(tmp_path)
+    break_tensors(folder, lambda t: [t.pop(key) for key in list(t) if "qa_outputs" in key])
+    model = tiny().eval()
+    load_adapter(model, folder, "one")
+    assert torch.equal(model.qa_outputs.heads["one"].weight, model.qa_outputs.base.weight)
+
+
+def test_rank_8_on_bert_base_makes_a_file_of_at_most_1_25_mb(tmp_path):
+    model = tiny()
+    add_lora(model, LoraConfig(rank=8), "one")
+    save_adapter(model, "one", tmp_path, base="minilm", dtype=torch.bfloat16)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
+    header = (tmp_path / "adapter_model.safetensors").stat().st_size - sum(t.numel() * 2 for t in tensors.values())
+    names = 48 / (len(tensors) - 2)  # tensors of BERT-base's 24 layers over the tiny model's
+    assert 294_912 * 4 + header * (names + 1) <= 1.25e6
+
+
+def updates(model, name):
+    """Layer -> s B A of an adapter."""
+    return {
+        layer: module.updates[name].weight().detach()
+        for layer, _, _, module in linear_layers(model) if isinstance(module, LoraLinear) and name in module.updates
+    }
+
+
+def mixed():
+    """Two adapters that share some layers, with scales of their own."""
+    model = tiny().eval()
+    add_lora(model, LoraConfig(3, 7.0), "one")
+    add_lora(model, LoraConfig(3, 2.0, targets=("query", "intermediate.dense")), "two")
+    for seed, name in enumerate(("one", "two")):
+        randomise(model, name, seed)
+    return model
+
+
+WEIGHTS = {"one": 0.7, "two": -0.4}
+
+
+def test_cat_is_the_exact_sum():
+    model = mixed()
+    combine(model, "both", WEIGHTS, "cat")
+    one, two, both = (updates(model, name) for name in ("one", "two", "both"))
+    assert set(both) == set(one) | set(two)
+    for layer, found in both.items():
+        wanted = WEIGHTS["one"] * one.get(layer, torch.zeros(())) + WEIGHTS["two"] * two.get(layer, torch.zeros(()))
+        assert (found - wanted).abs().max() < 1e-6
+    heads = model.qa_outputs.heads
+    wanted = (0.7 * heads["one"].weight - 0.4 * heads["two"].weight) / 0.3
+    assert torch.allclose(heads["both"].weight, wanted, atol=1e-6)
+
+
+def test_svd_is_the_best_of_its_rank():
+    model = mixed()
+    combine(model, "exact", WEIGHTS, "cat")
+    combine(model, "six", WEIGHTS, "svd", rank=6)
+    combine(model, "two-ranks", WEIGHTS, "svd", rank=2)
+    exact, six, low = (updates(model, name) for name in ("exact", "six", "two-ranks"))
+    for layer, wanted in exact.items():
+        assert (six[layer] - wanted).abs().max() < 1e-5
+        S = torch.linalg.svdvals(wanted.double())
+        assert (low[layer] - wanted).norm().item() == pytest.approx(S[2:].norm().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS, {"one": 1.0, "two": 1.0}, {"one": 2.0}])
+@pytest.mark.parametrize("method", ["linear", "cat", "svd"])
+def test_combinations_are_those_of_peft(tmp_path, weights, method):
+    import peft
+
+    model = mixed()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        save_adapter(model, name, tmp_path / name, base="minilm")
+        break_tensors(tmp_path / name, lambda t: [t.pop(key) for key in list(t) if "qa_outputs" in key])
+        path = tmp_path / name / "adapter_config.json"  # peft combines no adapters that bring a head
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"modules_to_save": None, "task_type": None}))
+    theirs = peft.PeftModel.from_pretrained(reference_model(tiny()), tmp_path / "one", adapter_name="one")
+    theirs.load_adapter(tmp_path / "two", adapter_name="two")
+    theirs.add_weighted_adapter(list(weights), list(weights.values()), "both", combination_type=method)
+    combine(model, "both", weights, method)
+    compared = 0
+    for layer, found in updates(model, "both").items():
+        wanted = theirs.base_model.model.get_submodule(layer).get_delta_weight("both")
+        assert (found - wanted).abs().max() <= 1e-5
+        compared += 1
+    assert compared == (6 if len(weights) == 1 else 9)
+
+
+def test_combinations_that_cannot_be_are_refused():
+    model = mixed()
+    add_lora(model, LoraConfig(5, 2.0), "wide")
+    add_lora(model, LoraConfig(3, 2.0, dora=True), "dora")
+    for weights, method, sentence in (
+        ({"one": 1.0, "wide": 1.0}, "linear", "one rank"), ({"one": 1.0, "dora": 1.0}, "cat", "DoRA"),
+        ({"one": 1.0, "none": 1.0}, "cat", "no adapter 'none'"), ({"one": 1.0, "two": -1.0}, "cat", "sum other than 0"),
+        ({}, "cat", "sum other than 0"), ({"one": float("nan")}, "cat", "finite"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            combine(model, "both", weights, method)
+    assert adapter_names(model) == ["one", "two", "wide", "dora"]
+
+
+def test_a_reader_switches_weights_windows_and_threshold_together(tmp_path, tiny_folder):
+    from dataclasses import replace
+
+    from data.windows import WindowSettings
+
+    reader = Reader.load(tiny_folder, device="cpu", precision="fp32")
+    reader.base = str(tiny_folder), None
+    folders = []
+    for number, name in enumerate(("a", "b")):
+        add_lora(reader.model, LoraConfig(3, 7.0), name)
+        randomise(reader.model, name, number)
+        reader.all_settings[name] = replace(
+            reader.all_settings[None], windows=WindowSettings(40 + number, 9), null_threshold=float(number)
+        )
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        reader.save(folders[-1])
+    text = "The mill stood by the river. " * 9
+    alone = [Reader.load(folder, device="cpu", precision="fp32") for folder in folders]
+    both = Reader.load(tiny_folder, device="cpu", precision="fp32")
+    plain = both.ask("Where?", text)[0]
+    for folder, name in zip(folders, "ab", strict=True):
+        assert both.load_adapter(folder, name) == ()
+    for name, wanted in zip("ab", alone, strict=True):
+        both.set_adapter(name)
+        assert both.settings == wanted.settings and both.settings.windows.length == 40 + "ab".index(name)
+        assert both.ask("Where?", text)[0] == wanted.ask("Where?", text)[0]
+    both.set_adapter(None)
+    assert both.ask("Where?", text)[0] == plain
+    assert alone[0].ask("Where?", text)[0] != alone[1].ask("Where?", text)[0]
+
+
+def test_an_adapter_folder_of_another_base_is_refused_by_the_reader(tmp_path, tiny_folder):
+    from tests.tiny_model import make_folder
+
+    reader = Reader.load(tiny_folder, device="cpu", precision="fp32")
+    reader.base = str(tiny_folder), None
+    add_lora(reader.model, LoraConfig(), "a")
+    reader.all_settings["a"] = reader.all_settings[None]
+    (tmp_path / "a").mkdir()
+    reader.save(tmp_path / "a")
+    other = Reader.load(make_folder(tmp_path / "other", seed=5), device="cpu", precision="fp32")
+    with pytest.raises(InputError, match="trained on other weights"):
+        other.load_adapter(tmp_path / "a", "a")
+    path = Path(tmp_path / "a" / "adapter_config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(InputError, match="does not name its base"):
+        Reader.load(tmp_path / "a")
+    set_adapter(reader.model, None)
+    assert switch_of(reader.model).active is None
