@@ -20,6 +20,7 @@ from data.tokenizer import load_tokenizer, save_tokenizer
 from data.windows import WindowSet, WindowSettings
 from model.adapters import is_adapter, load_adapter, read_adapter, save_adapter
 from model.lora import set_adapter, switch_of
+from model.quant import QUANTS, FourBit
 from model.precision import autocast, choose_device, choose_precision
 from model.source import resolve_model
 from model.weights import load_model, read_config, save_weights
@@ -35,11 +36,13 @@ class ReaderSettings:
     """What belongs to a trained reader beside its weights.
 
     null_threshold: "no answer" is said when null_odds exceed it; None for a reader that always answers.
+    quant: how the weights were held in training, one of model.quant.QUANTS; None: in full.
     """
 
     windows: WindowSettings = field(default_factory=WindowSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     null_threshold: float | None = None
+    quant: str | None = None
 
     def to_dict(self):
         """As written to reader.json."""
@@ -54,7 +57,8 @@ class ReaderSettings:
             raise InputError(f"{path}: format {found!r} is unknown here; this version reads format {FORMAT}")
         try:
             settings = cls(
-                WindowSettings(**values["windows"]), DecodeSettings(**values["decode"]), values["null_threshold"]
+                WindowSettings(**values["windows"]), DecodeSettings(**values["decode"]), values["null_threshold"],
+                values.get("quant"),
             )
         except KeyError as error:
             raise InputError(f"{path}: {error.args[0]}: missing, so these are not the settings of a reader") from None
@@ -65,6 +69,8 @@ class ReaderSettings:
         usable = type(threshold) is int or type(threshold) is float and math.isfinite(threshold)
         if threshold is not None and not usable:
             raise InputError(f"{path}: null_threshold: expected a number or null, found {threshold!r}")
+        if settings.quant is not None and settings.quant not in QUANTS:
+            raise InputError(f"{path}: quant: expected one of {', '.join(QUANTS)} or null, found {settings.quant!r}")
         for name in ("n_best", "max_answer_tokens"):
             value = getattr(decode, name)
             if type(value) is not int or value < 1:
@@ -125,7 +131,8 @@ class Reader:
         """Open a model folder: config.json, model.safetensors, tokenizer, and reader.json where there is one.
 
         For the folder of an adapter the base that it names is opened first. settings: used instead of the folder's.
-        Raises InputError with the reason when it cannot be used.
+        With `quant` in them the weights go into 4 bits as they are read. Raises InputError with the reason when the
+        folder cannot be used.
         """
         folder = Path(folder)
         if is_adapter(folder):
@@ -133,6 +140,9 @@ class Reader:
             if described.base is None:
                 raise InputError(f"{folder}: this adapter does not name its base; name it with --model")
             base = resolve_model(described.base, revision=described.revision).folder
+            stored = folder / SETTINGS_FILE
+            if settings is None and stored.is_file():
+                settings = ReaderSettings.from_file(stored)
             reader = cls.load(
                 base, settings=settings, device=device, precision=precision, dropout=dropout,
                 attention_dropout=attention_dropout,
@@ -145,11 +155,11 @@ class Reader:
             path = folder / SETTINGS_FILE
             settings = ReaderSettings.from_file(path) if path.is_file() else default_settings(config)
         tokenizer = load_tokenizer(folder, config.vocab_size)
-        model, report = load_model(folder, dropout=dropout, attention_dropout=attention_dropout)
         device = choose_device(device)
-        return cls(
-            model, tokenizer, settings, device=device, precision=choose_precision(precision, device), report=report
-        )
+        precision = choose_precision(precision, device)
+        four_bit = FourBit.named(settings.quant, precision) if settings.quant else None
+        model, report = load_model(folder, dropout=dropout, attention_dropout=attention_dropout, four_bit=four_bit)
+        return cls(model, tokenizer, settings, device=device, precision=precision, report=report)
 
     def load_adapter(self, folder, name, *, settings=None):
         """Put an adapter beside those there are and switch it on; returns sentences on what was noticed.

@@ -191,7 +191,7 @@ def linear_layers(model):
     Names are those of the model before the pass: `bert.encoder.layer.0.attention.self.query`.
     """
     for name, parent in list(model.named_modules()):
-        if isinstance(parent, (LoraLinear, SwitchedHead)):
+        if isinstance(parent, (LoraLinear, FourBitLinear, SwitchedHead)):
             continue
         for attribute, module in parent.named_children():
             full = f"{name}.{attribute}".removeprefix(".")

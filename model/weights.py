@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn as nn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 
 from common.errors import InputError
 from common.files import read_json, write_json
 from model.bert import BertConfig, BertForQuestionAnswering
+from model.quant import FourBitLinear, quantise
 
 # name in the file (its `bert.` taken off)               our parameter; {n} is the number of the block
 NAME_MAP = {
@@ -141,13 +143,37 @@ def read_tensors(folder):
             ) from None
 
 
+def slots(model):
+    """Parameter name -> (module, attribute, shape) of everything that a checkpoint fills."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, FourBitLinear):
+            found[f"{name}.weight"] = module, "weight", (module.out_features, module.in_features)
+        for attribute, parameter in module.named_parameters(recurse=False):
+            found.setdefault(f"{name}.{attribute}", (module, attribute, tuple(parameter.shape)))
+    return {name: slot for name, slot in found.items() if ".quantised." not in name}
+
+
+def place(slot, tensor):
+    """Put a tensor where it belongs, in fp32 or, in a FourBitLinear, in 4 bits."""
+    module, attribute, _ = slot
+    if isinstance(module, FourBitLinear) and attribute == "weight":
+        module.fill(tensor)
+    elif getattr(module, attribute).is_meta:
+        setattr(module, attribute, nn.Parameter(tensor))
+    else:
+        getattr(module, attribute).copy_(tensor)
+
+
 def load_weights(model, folder):
-    """Copy a folder's tensors into `model`, in place, as fp32; returns a LoadReport.
+    """Put a folder's tensors into `model`, in place, as fp32; returns a LoadReport.
+
+    Tensors come one by one, so a model on the meta device with 4-bit layers is never there in full precision.
 
     Raises InputError when a tensor is unknown, twice there, of the wrong shape, not of floating point or
     not finite, or when any but the head's parameters stays without one.
     """
-    parameters = dict(model.named_parameters())
+    parameters = slots(model)
     used, left_out, filled, digests = [], [], set(), []
     with torch.no_grad():
         for path, name, tensor in read_tensors(folder):
@@ -160,25 +186,28 @@ def load_weights(model, folder):
                 raise InputError(f"{path}: tensor {name} has no place in a BERT of this config.json")
             if ours in filled:
                 raise InputError(f"{path}: tensor {name} stands for {ours}, which came already")
-            if tensor.shape != parameters[ours].shape:
+            shape = parameters[ours][2]
+            if tensor.shape != shape:
                 raise InputError(
-                    f"{path}: tensor {name} has shape {tuple(tensor.shape)}, and config.json asks for "
-                    f"{tuple(parameters[ours].shape)}"
+                    f"{path}: tensor {name} has shape {tuple(tensor.shape)}, and config.json asks for {shape}"
                 )
             if not tensor.is_floating_point():
                 raise InputError(f"{path}: tensor {name} is {tensor.dtype}, and floating point is expected")
-            parameters[ours].copy_(tensor)
-            if not parameters[ours].isfinite().all():
+            tensor = tensor.to(torch.float32, copy=True)  # a copy: the file's own pages can go
+            if not tensor.isfinite().all():
                 raise InputError(f"{path}: tensor {name} holds NaN or infinity; get it again")
             filled.add(ours)
             used.append(name)
             if ours not in HEAD:
-                numbers = parameters[ours].detach().cpu().contiguous().numpy()
-                digests.append(f"{ours} {tuple(tensor.shape)} {hashlib.sha256(numbers).hexdigest()}")
-    missing = [name for name in parameters if name not in filled]
-    if missing and set(missing) != set(HEAD):
-        lost = [name for name in missing if name not in HEAD] or missing
-        raise InputError(f"{folder}: the weights lack {lost[0]} and {len(lost) - 1} more that config.json asks for")
+                digests.append(f"{ours} {shape} {hashlib.sha256(tensor.contiguous().numpy()).hexdigest()}")
+            place(parameters[ours], tensor)
+        missing = [name for name in parameters if name not in filled]
+        if missing and set(missing) != set(HEAD):
+            lost = [name for name in missing if name not in HEAD] or missing
+            raise InputError(f"{folder}: the weights lack {lost[0]} and {len(lost) - 1} more that config.json asks for")
+        if missing and model.qa_outputs.weight.is_meta:
+            model.qa_outputs.to_empty(device="cpu")
+            model.initialise(model.qa_outputs)
     fingerprint = hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
     return LoadReport(tuple(used), tuple(left_out), tuple(missing), fingerprint)
 
@@ -196,10 +225,11 @@ def check_size(config, folder):
         )
 
 
-def load_model(folder, *, dropout=None, attention_dropout=None):
+def load_model(folder, *, dropout=None, attention_dropout=None, four_bit=None):
     """Build the model a folder describes and fill it; returns (model, LoadReport).
 
-    dropout, attention_dropout: probabilities that replace those of config.json.
+    dropout, attention_dropout: probabilities that replace those of config.json. four_bit: a FourBit, to hold the
+    encoder's Linear layers so.
     """
     values = read_config(folder).to_dict()
     if dropout is not None:
@@ -208,7 +238,10 @@ def load_model(folder, *, dropout=None, attention_dropout=None):
         values["attention_probs_dropout_prob"] = attention_dropout
     config = BertConfig.from_dict(values)
     check_size(config, folder)
-    model = BertForQuestionAnswering(config)
+    with torch.device("meta"):  # shapes without numbers: they come from the files
+        model = BertForQuestionAnswering(config)
+    if four_bit is not None:
+        quantise(model, four_bit)
     return model, load_weights(model, folder)
 
 

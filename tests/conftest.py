@@ -5,6 +5,7 @@ import os
 import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # bitsandbytes compiles its fallback for odd sizes: seconds each
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,11 @@ from pathlib import Path
 
 from common.options import Option
 
+QUANTS = ("nf4", "fp4", "nf4-single", "fp4-single")  # as in model.quant, which brings torch
+
 DATASETS = ("squad", "squad_v2", "persianqa", "sample")
 DATA, MODEL, LORA, LOOP, WINDOWS, RUN = "Data", "Model", "LoRA", "Loop", "Windows and answers", "Run"
-METHODS = ("full", "head", "bitfit", "lora")
+METHODS = ("full", "head", "bitfit", "lora", "qlora")
 
 TRAIN_OPTIONS = (
     Option("dataset", str, None, "A named data set, downloaded when needed; sample comes with the project.", DATA,
@@ -25,8 +27,10 @@ TRAIN_OPTIONS = (
     Option("dropout", float, None, "Probability of dropping hidden values; unset: config.json's.", MODEL, minimum=0,
            maximum=0.9),
     Option("attention_dropout", float, None, "The same for attention probabilities.", MODEL, minimum=0, maximum=0.9),
-    Option("tune", str, "full", "What learns: everything, the head alone, biases and head, or LoRA adapter and head.",
-           MODEL, choices=METHODS),
+    Option("tune", str, "full", "What learns: everything, the head alone, biases and head, or LoRA adapter and head; "
+           "qlora is lora with --quant nf4 and --checkpointing.", MODEL, choices=METHODS),
+    Option("quant", str, None, "Hold the frozen encoder in 4 bits, single without double quantisation.", MODEL,
+           choices=QUANTS),
     Option("lora_rank", int, 8, "Rank of LoRA's updates.", LORA, minimum=1, maximum=4096),
     Option("lora_alpha", float, 16.0, "LoRA's alpha; updates are scaled by alpha / rank.", LORA, above=0),
     Option("lora_dropout", float, 0.0, "Probability of dropping inputs of the updates.", LORA, minimum=0, maximum=0.9),

@@ -36,6 +36,12 @@ def settle_options(options):
         options = options.replace("default", dataset="sample")
     if options.dataset and options.train:
         raise InputError("--dataset and --train exclude each other: choose the named data or your own files")
+    if options.tune == "qlora":
+        options = options.replace("tune = qlora", **{
+            name: value for name, value in (("quant", "nf4"), ("checkpointing", True)) if not options.given(name)
+        })
+    elif options.quant is not None and options.tune != "lora":
+        raise InputError(f"--quant {options.quant}: 4-bit weights cannot learn; --tune qlora trains beside them")
     if options.window_overlap is not None and options.window_step is not None:
         raise InputError("--window-overlap and --window-step say the same thing in two ways: give one of them")
     if options.window_overlap is None and options.window_step is None:

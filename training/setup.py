@@ -30,6 +30,7 @@ def build_reader(source, options, device, precision, may_lack_answer):
         WindowSettings(options.window_length, options.window_overlap, options.window_step),
         DecodeSettings(options.n_best, options.max_answer_tokens),
         0.0 if may_lack_answer else None,
+        options.quant,
     )
     reader = Reader.load(
         source.folder, settings=settings, device=str(device), precision=precision, dropout=options.dropout,
@@ -45,7 +46,7 @@ def build_reader(source, options, device, precision, may_lack_answer):
 def tune(reader, options):
     """The pass that --tune names."""
     model = reader.model
-    if options.tune != "lora":
+    if options.tune not in ("lora", "qlora"):
         if reader.adapter is not None:
             raise InputError(f"--tune {options.tune}: {options.model} is an adapter; only --tune lora can train on it")
         {"full": tune_full, "head": tune_head, "bitfit": tune_bitfit}[options.tune](model)

@@ -1,0 +1,167 @@
+"""4-bit weights: the textbook NF4 equal to bitsandbytes, the pass over the encoder, loading, and QLoRA."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from common.errors import InputError
+from model.lora import LoraConfig, LoraLinear, add_lora, linear_layers, merge, merged_model
+from model.nf4 import dequantise_nf4, dynamic_codes, nf4_codes, quantise_nf4
+from model.quant import QUANTS, FourBit, FourBitLinear, bitsandbytes_layers, dense_weight, quantise, weight_bytes
+from model.weights import load_model
+from reader import Reader, ReaderSettings
+from tests.test_bert import VOCABULARY, ragged_batch, scalar_loss
+from tests.test_lora import dense_twin, logits, randomise
+from tests.tiny_model import make_model
+from tests.tiny_run import Nursery, arguments, write_squad
+
+SHAPES = [(64, 64), (35, 53), (7, 9), (1, 1), (1, 65), (5, 130), (128, 384), (97, 640)]
+
+
+@pytest.fixture(scope="module")
+def functional():
+    bitsandbytes_layers()  # silences its note
+    import bitsandbytes.functional
+
+    return bitsandbytes.functional
+
+
+def tiny():
+    return make_model(VOCABULARY, initializer_range=0.2).eval()
+
+
+def test_code_books_are_those_of_bitsandbytes(functional):
+    assert torch.equal(nf4_codes(), functional.get_4bit_type("nf4", device="cpu"))
+    assert torch.equal(dynamic_codes(), functional.create_dynamic_map())
+    assert len(nf4_codes().unique()) == 16 and len(dynamic_codes().unique()) == 256
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_textbook_is_bitsandbytes_bit_for_bit(functional, shape, double):
+    for scale in (1.0, 0.05, 1e-7):
+        weight = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))) * scale
+        weight[len(weight) // 2 :: 3] = 0  # blocks of zeros
+        ours = quantise_nf4(weight, double)
+        packed, state = functional.quantize_4bit(weight, blocksize=64, compress_statistics=double, quant_type="nf4")
+        assert torch.equal(ours.indices, packed.view(-1)) and torch.equal(ours.absmax, state.absmax)
+        if double:
+            assert torch.equal(ours.offset, state.offset) and torch.equal(ours.absmax_scale, state.state2.absmax)
+        back = dequantise_nf4(ours)
+        assert torch.equal(back, functional.dequantize_4bit(packed, state))
+        assert back.shape == weight.shape and (back - weight).abs().max() <= 0.17 * weight.abs().max() + 1e-12
+
+
+@pytest.mark.parametrize("name", QUANTS)
+def test_a_quantised_model_computes_with_its_dequantised_weights(name):
+    model = tiny()
+    biases = {n: p.clone() for n, p in model.named_parameters() if n.endswith("bias")}
+    plain = logits(model)
+    done = quantise(model, FourBit.named(name))
+    assert len(done) == 3 * 6 and sum(isinstance(m, FourBitLinear) for m in model.modules()) == 18
+    assert not isinstance(model.qa_outputs, FourBitLinear)
+    state = model.bert.encoder.layer[0].attention.self.query.weight.quant_state
+    assert state.quant_type == name[:3] and state.nested == ("single" not in name)
+    first = logits(model)
+    assert torch.equal(logits(model), first)  # being used changes nothing
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        model(*ragged_batch())
+    assert torch.equal(logits(model), first)
+    assert all(torch.equal(p, biases[n]) for n, p in model.named_parameters() if n in biases)
+    assert (first - plain).abs().max() > 1e-3
+    twin = merged_model(model, None)
+    assert not any(isinstance(m, FourBitLinear) for m in twin.modules())
+    assert (logits(twin) - first).abs().max() < 2e-5
+
+
+def test_loading_into_4_bits_is_loading_and_then_quantising(tiny_folder):
+    later, _ = load_model(tiny_folder)
+    quantise(later, FourBit())
+    directly, report = load_model(tiny_folder, four_bit=FourBit())
+    assert report.fingerprint == load_model(tiny_folder)[1].fingerprint
+    assert not any(parameter.is_meta for parameter in directly.parameters())
+    assert torch.equal(logits(directly.eval()), logits(later.eval()))
+
+
+def test_a_bert_base_takes_a_seventh_of_its_bytes():
+    model = make_model(VOCABULARY, num_hidden_layers=1, hidden_size=768, num_attention_heads=12, intermediate_size=3072)
+    whole = weight_bytes(model)
+    assert whole == 4 * (4 * 768 * 768 + 2 * 768 * 3072)
+    quantise(model, FourBit())
+    assert whole / 8 < weight_bytes(model) <= whole / 7
+    for parameter in (model.bert.embeddings.word_embeddings.weight, model.qa_outputs.weight):
+        assert parameter.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_lora_over_4_bits_has_the_gradients_of_the_dense_sum(dora):
+    model, batch = tiny(), ragged_batch()
+    quantise(model, FourBit())
+    add_lora(model, LoraConfig(3, 7.0, dora=dora, targets=("query", "intermediate.dense")), "one")
+    randomise(model, "one")
+    update = model.bert.encoder.layer[1].intermediate.dense.updates["one"]
+    plain = merged_model(tiny(), None)  # then every base weight is what the 4 bits stand for
+    for (_, _, _, ours), (_, _, _, theirs) in zip(linear_layers(model), linear_layers(plain), strict=True):
+        base = ours.base if isinstance(ours, LoraLinear) else ours
+        theirs.weight.data = dense_weight(base)
+    add_lora(plain, model.lora_configs["one"], "one")
+    for (_, _, _, ours), (_, _, _, theirs) in zip(linear_layers(model), linear_layers(plain), strict=True):
+        if isinstance(ours, LoraLinear):
+            theirs.updates["one"].load_state_dict(ours.updates["one"].state_dict())
+    plain.qa_outputs.heads["one"].load_state_dict(model.qa_outputs.heads["one"].state_dict())
+    for one in (model, plain):
+        scalar_loss(*one(*batch), batch[2]).backward()
+    assert (logits(model) - logits(plain)).abs().max() < 2e-5
+    if not dora:
+        assert (logits(plain) - logits(dense_twin(plain, "one"))).abs().max() < 2e-5
+    other = plain.bert.encoder.layer[1].intermediate.dense.updates["one"]
+    for name, parameter in update.named_parameters():
+        wanted = other.get_parameter(name).grad
+        assert wanted.abs().max() > 1e-4
+        assert (parameter.grad - wanted).abs().max() < 2e-5 * max(1, wanted.abs().max())
+    with pytest.raises(ValueError, match="merge.py"):
+        merge(model, "one")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_encoder_folder):
+    folder = tmp_path_factory.mktemp("qlora")
+    write_squad(folder / "train.json", range(9))
+    write_squad(folder / "dev.json", range(9, 13))
+    return folder, tiny_encoder_folder
+
+
+QLORA = {"tune": "qlora", "lora_rank": 3, "lora_dropout": 0.1, "max_steps": 7, "eval_every": 3, "save_every": 2}
+
+
+def test_a_qlora_run_killed_anywhere_ends_bit_identical(place, tmp_path):
+    folder, encoder = place
+    with Nursery(tmp_path) as nursery:
+        assert nursery.run(arguments(folder, encoder, tmp_path / "whole", **QLORA)) == 0
+        argv = arguments(folder, encoder, tmp_path / "cut", **QLORA)
+        assert nursery.run(argv, ("training.step", "span_loss", 9)) == -9
+        assert nursery.run([*argv, "--resume"]) == 0
+    for name in ("model/adapter_model.safetensors", "model/reader.json", "predictions.json", "nbest_predictions.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
+    recorded = json.loads((tmp_path / "whole/config.json").read_text())["options"]
+    assert recorded["quant"] == "nf4" and recorded["checkpointing"] is True
+    checkpoint = load_file(tmp_path / "whole/checkpoints/step-00000007/model.safetensors")
+    assert all(".updates." in name or ".heads." in name for name in checkpoint)
+    reader = Reader.load(tmp_path / "whole/model", device="cpu", precision="fp32")
+    assert reader.settings.quant == "nf4"
+    assert isinstance(reader.model.bert.encoder.layer[0].intermediate.dense, FourBitLinear)
+
+
+def test_4_bit_weights_cannot_be_tuned_themselves(place, tmp_path, capsys):
+    folder, encoder = place
+    for tune in ("full", "head", "bitfit"):
+        assert train.main(arguments(folder, encoder, tmp_path / "out", tune=tune, quant="nf4")) == 2
+        assert "--quant nf4: 4-bit weights cannot learn" in capsys.readouterr().err
+    reader_json = {"format": 1, "windows": {}, "decode": {}, "null_threshold": None, "quant": "nf3"}
+    path = tmp_path / "reader.json"
+    path.write_text(json.dumps(reader_json))
+    with pytest.raises(InputError, match="quant: expected one of nf4"):
+        ReaderSettings.from_file(path)
