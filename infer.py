@@ -109,7 +109,14 @@ def open_prompt(options):
     if lines.is_terminal:
         write("Type or paste a text, or /file PATH; then ask. /help shows more.")
     style = style_for(sys.stdout, os.environ)
-    session = Session(answer, reader.settings.null_threshold, write, style, context)
+
+    def choose(adapter):
+        reader.set_adapter(adapter)
+        return reader.settings.null_threshold
+
+    adapters = [name for name in reader.all_settings if name is not None] if options.adapter else ()
+    threshold = reader.settings.null_threshold
+    session = Session(answer, threshold, write, style, context, adapters, choose)
     try:
         return converse(session, lines, write)
     finally:

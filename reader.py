@@ -127,12 +127,15 @@ class Reader:
         return settings
 
     @classmethod
-    def load(cls, folder, *, settings=None, device="auto", precision="auto", dropout=None, attention_dropout=None):
+    def load(
+        cls, folder, *, settings=None, device="auto", precision="auto", dropout=None, attention_dropout=None,
+        quant="stored",
+    ):
         """Open a model folder: config.json, model.safetensors, tokenizer, and reader.json where there is one.
 
         For the folder of an adapter the base that it names is opened first. settings: used instead of the folder's.
-        With `quant` in them the weights go into 4 bits as they are read. Raises InputError with the reason when the
-        folder cannot be used.
+        quant: one of QUANTS to hold the encoder in 4 bits, None in full, "stored" as the settings say. Raises
+        InputError with the reason when the folder cannot be used.
         """
         folder = Path(folder)
         if is_adapter(folder):
@@ -145,7 +148,7 @@ class Reader:
                 settings = ReaderSettings.from_file(stored)
             reader = cls.load(
                 base, settings=settings, device=device, precision=precision, dropout=dropout,
-                attention_dropout=attention_dropout,
+                attention_dropout=attention_dropout, quant=quant,
             )
             reader.base = described.base, described.revision
             reader.load_adapter(folder, "default", settings=settings)
@@ -157,7 +160,8 @@ class Reader:
         tokenizer = load_tokenizer(folder, config.vocab_size)
         device = choose_device(device)
         precision = choose_precision(precision, device)
-        four_bit = FourBit.named(settings.quant, precision) if settings.quant else None
+        quant = settings.quant if quant == "stored" else quant
+        four_bit = FourBit.named(quant, precision) if quant else None
         model, report = load_model(folder, dropout=dropout, attention_dropout=attention_dropout, four_bit=four_bit)
         return cls(model, tokenizer, settings, device=device, precision=precision, report=report)
 

@@ -93,7 +93,7 @@ def train_in(run, options):
     notices = write_or_compare(run, describe_run(options, source, files, device, precision))
     print_setup(reader, source, train_set, dev_set, windows, precision, notices)
 
-    optimizer = make_optimizer(reader.model, options.weight_decay, options.lora_plus_ratio)
+    optimizer = make_optimizer(reader.model, options.weight_decay, options.lora_plus_ratio, options.optimizer)
     scaler = make_scaler(device, precision)
     state = LoopState()
     if has_checkpoint(run):

@@ -8,9 +8,9 @@ other       fp32    untested
 
 import torch
 
+from common.choices import PRECISIONS
 from common.errors import InputError
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 def choose_device(name):

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 
+from common.choices import QUANTS
+
 BLOCK = 64
-QUANTS = ("nf4", "fp4", "nf4-single", "fp4-single")  # single: absmax stays fp32
 
 
 @dataclass(frozen=True, slots=True)

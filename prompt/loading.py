@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.errors import InputError
+from model.adapters import read_adapter
 from model.source import resolve_model
-from reader import Reader
+from reader import SETTINGS_FILE, Reader, ReaderSettings
 from training.folder import RunFolder, newest_finished
 
 RUNS = Path("runs")
@@ -14,17 +15,55 @@ RUNS = Path("runs")
 
 def open_reader(options):
     """(Reader, name of the model) as the options ask; InputError when it cannot answer."""
-    name = options.model if options.model is not None else str(newest_run())
-    folder = resolve_model(str(model_of_run(name)), revision=options.revision).folder
-    stored = Reader.load(folder, device=options.device, precision=options.precision)
-    if stored.report.head_is_new and stored.adapter is None:
+    adapters = [(adapter_name(path), Path(model_of_run(str(path)))) for path in options.adapter or ()]
+    name = options.model
+    if name is None and adapters:
+        described = read_adapter(adapters[0][1])
+        name, revision = base_of(described), described.revision
+    else:
+        name, revision = name if name is not None else str(newest_run()), options.revision
+    quant = {None: "stored", "none": None}.get(options.quant, options.quant)
+    if quant == "stored" and adapters:  # the base is held as it was when the first adapter was trained
+        path = adapters[0][1] / SETTINGS_FILE
+        quant = ReaderSettings.from_file(path).quant if path.is_file() else None
+    folder = resolve_model(str(model_of_run(name)), revision=revision).folder
+    stored = Reader.load(folder, device=options.device, precision=options.precision, quant=quant)
+    if adapters:
+        load_adapters(stored, adapters, name)
+    elif stored.report.head_is_new and stored.adapter is None:
         revision = f" --revision {shlex.quote(options.revision)}" if options.revision else ""
         raise InputError(
             f"{name}: its head for answers was never trained, so it cannot answer; train one first: "
             f"python train.py --dataset squad --model {shlex.quote(name)}{revision}"
         )
-    stored.settings = adapt_settings(stored.settings, options)
-    return stored, name
+    for one, settings in stored.all_settings.items():
+        stored.all_settings[one] = stored.checked(adapt_settings(settings, options))
+    return stored, " + ".join([name, *(one for one, _ in adapters)])
+
+
+def adapter_name(path):
+    """What an adapter is called: its folder's name, or its run's. runs/wiki/best/model is `wiki`."""
+    path = Path(path).absolute()
+    while path.name in ("model", "best") and path.parent.name:
+        path = path.parent
+    return path.name.replace(".", "_")
+
+
+def base_of(described):
+    """The base that an adapter names; InputError when it names none."""
+    if described.base is None:
+        raise InputError(f"{described.folder}: this adapter does not name its base; name it with --model")
+    return described.base
+
+
+def load_adapters(reader, adapters, name):
+    """Put [(name, folder)] on a reader; the last one is in use then."""
+    if reader.adapter is not None:
+        raise InputError(f"{name}: is an adapter itself; give it with --adapter, or name a base with --model")
+    for one, folder in adapters:
+        if one in reader.all_settings:
+            raise InputError(f"--adapter {folder}: there is another adapter called {one!r}; rename one of the folders")
+        reader.load_adapter(folder, one)
 
 
 def newest_run():

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from common.choices import PRECISIONS, QUANTS
 from common.errors import InputError
 from common.options import Option
 
@@ -11,9 +12,13 @@ TOP_K, TOP_K_JSON = 1, 5  # what --top-k is when nobody says, plain and with --j
 INFER_OPTIONS = (
     Option("model", str, None, "A run's folder, a model folder, a hub id or minilm; unset: the newest "
            "finished run under runs/.", MODEL),
+    Option("adapter", Path, None, "Folders of LoRA adapters, or of their runs; the last one answers first. Without "
+           "--model on the base that the first of them names.", MODEL, many=True, metavar="FOLDER"),
+    Option("quant", str, None, "Hold the encoder in 4 bits, or in full (none); unset: as in training.", MODEL,
+           choices=("none", *QUANTS)),
     Option("revision", str, None, "Commit, tag or branch of the hub's model.", MODEL),
     Option("precision", str, "auto", "Number format of the matrix products.", MODEL,
-           choices=("auto", "fp32", "bf16", "fp16")),
+           choices=PRECISIONS),
     Option("device", str, "auto", "auto, cpu, cuda or cuda:1.", MODEL),
     Option("tokens_per_batch", int, 6144, "Most tokens, with padding, in one forward pass.", MODEL,
            minimum=1),

@@ -17,10 +17,12 @@ The first line you type or paste is the text. Every further line is a question a
   /paste       type or paste a text of several lines; a line with a single dot ends it
   /context     show the text
   /top [K]     show the K best candidates for the last question (5)
+  /adapter [NAME]  answer with this adapter, or with the bare model (none); alone: show them
   /clear       forget the text; the next line is the new one
   /help        show this
   /quit        leave, as Ctrl-D does; Ctrl-C cancels what is going on"""
-COMMANDS = ("/clear", "/context", "/file", "/help", "/paste", "/quit", "/top")
+BARE = "none"
+COMMANDS = ("/adapter", "/clear", "/context", "/file", "/help", "/paste", "/quit", "/top")
 LONG_TEXT = 100_000  # characters; an answer from a longer text takes a while, and this is said
 SHOWN_CHARACTERS = 2_000  # of the text, by /context
 TOP = 5
@@ -30,12 +32,15 @@ class Session:
     """One conversation: a text, and the last question with its answer.
 
     ask(question, context) returns (Prediction, seconds). write(line) shows a line. null_threshold: above
-    which null odds "no answer" is said, or None. `wants` says what the next line is taken for: "text",
-    "question" or "paste".
+    which null odds "no answer" is said, or None. adapters: names that /adapter knows, the last one in use;
+    choose(name or None) takes another and returns its null_threshold. `wants` says what the next line is
+    taken for: "text", "question" or "paste".
     """
 
-    def __init__(self, ask, null_threshold, write, style, context=None):
+    def __init__(self, ask, null_threshold, write, style, context=None, adapters=(), choose=None):
         self.ask, self.null_threshold, self.write, self.style = ask, null_threshold, write, style
+        self.adapters, self.choose = [*adapters], choose
+        self.adapter = self.adapters[-1] if self.adapters else None
         self.context, self.pasted, self.last = None, None, None
         if context is not None:
             self.take_text(context)
@@ -74,6 +79,8 @@ class Session:
             self.read_file(rest.strip())
         elif name == "/top":
             self.show_top(rest.strip())
+        elif name == "/adapter":
+            self.take_adapter(rest.strip())
         elif name in actions:
             actions[name]()
         else:
@@ -125,6 +132,22 @@ class Session:
             self.take_text(text)
         else:
             self.write(f"{one_line(name)}: holds no text")
+
+    def take_adapter(self, name):
+        """Switch to an adapter by its name, to the bare model by BARE, or list what there is."""
+        if not self.adapters:
+            self.write("no adapter is loaded: start with --adapter FOLDER")
+            return
+        if name and name != BARE and name not in self.adapters:
+            (nearest,) = difflib.get_close_matches(name, [*self.adapters, BARE], n=1, cutoff=0.0)
+            self.write(f"there is no adapter {one_line(name)}; the nearest is {nearest}")
+            return
+        if name:
+            self.adapter, self.last = None if name == BARE else name, None
+            self.null_threshold = self.choose(self.adapter)
+        for one in [*self.adapters, BARE]:
+            mark = "*" if one == (self.adapter or BARE) else " "
+            self.write(f"{mark} {one_line(one)}")
 
     def take_text(self, text):
         self.context, self.last = text, None

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
+from common.choices import METHODS, OPTIMIZERS, PRECISIONS, QUANTS
 from common.options import Option
-
-QUANTS = ("nf4", "fp4", "nf4-single", "fp4-single")  # as in model.quant, which brings torch
 
 DATASETS = ("squad", "squad_v2", "persianqa", "sample")
 DATA, MODEL, LORA, LOOP, WINDOWS, RUN = "Data", "Model", "LoRA", "Loop", "Windows and answers", "Run"
-METHODS = ("full", "head", "bitfit", "lora", "qlora")
 
 TRAIN_OPTIONS = (
     Option("dataset", str, None, "A named data set, downloaded when needed; sample comes with the project.", DATA,
@@ -47,13 +45,15 @@ TRAIN_OPTIONS = (
     Option("max_steps", int, None, "Optimizer steps, instead of --epochs.", LOOP, minimum=1, maximum=10_000_000),
     Option("batch_size", int, 16, "Windows per optimizer step.", LOOP, minimum=1),
     Option("tokens_per_micro_batch", int, 6144, "Most tokens, with padding, in one forward pass.", LOOP, minimum=1),
+    Option("optimizer", str, "adamw", "AdamW with fp32 moments, with 8-bit ones, or with those paged out (CUDA).", LOOP,
+           choices=OPTIMIZERS),
     Option("lr", float, 1e-4, "Peak learning rate.", LOOP, above=0),
     Option("warmup", float, 0.1, "Share of the steps in which the rate rises.", LOOP, minimum=0, maximum=1),
     Option("weight_decay", float, 0.01, "AdamW's decay of matrices.", LOOP, minimum=0),
     Option("clip", float, 1.0, "Largest norm of the gradient.", LOOP, above=0),
     Option("seed", int, 0, "Of the head, the order of the data and dropout.", LOOP, minimum=0, maximum=2**63 - 1),
     Option("precision", str, "auto", "Number format of the matrix products.", LOOP,
-           choices=("auto", "fp32", "bf16", "fp16")),
+           choices=PRECISIONS),
     Option("device", str, "auto", "auto, cpu, cuda or cuda:1.", LOOP),
     Option("window_length", int, 384, "Tokens in a window, question included.", WINDOWS, minimum=8),
     Option("window_overlap", int, None, "Tokens that neighbouring windows share (128 unless a step is given).",

@@ -1,0 +1,6 @@
+"""Words that command lines and parts share; here, since the parts that give them meaning are slow to import."""
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+QUANTS = ("nf4", "fp4", "nf4-single", "fp4-single")  # single: absmax stays fp32, without double quantisation
+METHODS = ("full", "head", "bitfit", "lora", "qlora")
+OPTIMIZERS = ("adamw", "adamw8bit", "paged-adamw8bit")

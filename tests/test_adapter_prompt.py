@@ -1,0 +1,159 @@
+"""infer.py with adapters: --adapter, /adapter, their thresholds, and refusals."""
+
+import json
+
+import pytest
+import torch
+
+import infer
+from model.lora import LoraConfig, add_lora
+from prompt.display import Style
+from prompt.loading import adapter_name, open_reader
+from prompt.options import INFER_OPTIONS
+from prompt.session import Session
+from common.errors import InputError
+from common.options import parse
+from reader import Reader
+from tests.test_lora import randomise
+
+TEXT = "The mill was built by Ada Stone in 1807. It stands in Riga."
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, tiny_folder):
+    """Two adapters of the tiny model: `wiki`, and the run `reviews`."""
+    root, made = tmp_path_factory.mktemp("adapters"), []
+    for number, place in enumerate(("wiki", "reviews/model")):
+        reader = Reader.load(tiny_folder, device="cpu", precision="fp32")
+        reader.base = str(tiny_folder), None
+        add_lora(reader.model, LoraConfig(3, 7.0), "default")
+        randomise(reader.model, "default", number)
+        reader.all_settings["default"] = reader.all_settings[None]
+        folder = root / place
+        folder.mkdir(parents=True)
+        reader.save(folder)
+        settings = json.loads((folder / "reader.json").read_text()) | {"null_threshold": [1e9, -1e9][number]}
+        (folder / "reader.json").write_text(json.dumps(settings))
+        made.append(folder)
+    return made
+
+
+def opened(*argv):
+    return open_reader(parse("infer.py", "", INFER_OPTIONS, ["--device", "cpu", "--precision", "fp32", *map(str, argv)]))
+
+
+@pytest.mark.parametrize(
+    "path, name", [("a/wiki", "wiki"), ("runs/x/model", "x"), ("runs/x/best/model", "x"), ("v1.5", "v1_5")]
+)
+def test_an_adapter_is_called_as_its_folder_or_run(path, name):
+    assert adapter_name(path) == name
+
+
+def test_adapters_are_loaded_with_and_without_the_base(folders, tiny_folder):
+    for argv in (("--adapter", *folders), ("--model", tiny_folder, "--adapter", *folders)):
+        reader, name = opened(*argv)
+        assert name == f"{tiny_folder} + wiki + reviews"
+        assert list(reader.all_settings) == [None, "wiki", "reviews"] and reader.adapter == "reviews"
+        assert reader.settings.null_threshold == -1e9
+        reader.set_adapter("wiki")
+        alone, _ = opened("--model", folders[0])
+        assert reader.ask("Who?", TEXT)[0] == alone.ask("Who?", TEXT)[0]
+        assert reader.settings.null_threshold == 1e9
+
+
+def test_options_reach_every_adapter(folders):
+    reader, _ = opened("--adapter", *folders, "--null-threshold", "0.5", "--window-length", "40")
+    assert {s.null_threshold for s in reader.all_settings.values()} == {0.5}
+    assert {s.windows.length for s in reader.all_settings.values()} == {40}
+
+
+def test_a_question_goes_to_the_last_adapter(folders, capsys):
+    found = []
+    for order in (folders, folders[::-1]):
+        argv = ["--adapter", *map(str, order), "--question", "Who built it?", "--context", TEXT, "--json"]
+        assert infer.main([*argv, "--device", "cpu"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["answer"])
+    assert found[0] == "" and found[1] in TEXT  # thresholds of -1e9 and 1e9
+
+
+def test_an_adapter_over_4_bits(folders):
+    whole, _ = opened("--adapter", folders[0])
+    packed, _ = opened("--adapter", folders[0], "--quant", "nf4")
+    again, _ = opened("--adapter", folders[0], "--quant", "none")
+    one, two, three = (reader.ask("Who?", TEXT)[0] for reader in (whole, packed, again))
+    assert one == three and one.spans[0].start_logit != two.spans[0].start_logit
+
+
+def test_refusals(folders, tiny_folder, tmp_path):
+    twin = tmp_path / "wiki"
+    twin.symlink_to(folders[0])
+    nameless = tmp_path / "nameless"
+    nameless.mkdir()
+    for path in folders[0].iterdir():
+        (nameless / path.name).write_bytes(path.read_bytes())
+    config = nameless / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": None}))
+    for argv, sentence in (
+        (("--adapter", folders[0], twin), "another adapter called 'wiki'"),
+        (("--model", folders[1], "--adapter", folders[0]), "is an adapter itself"),
+        (("--adapter", tiny_folder), "not the folder of an adapter"),
+        (("--adapter", tmp_path / "nothing"), "not the folder of an adapter"),
+        (("--adapter", nameless), "does not name its base"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            opened(*argv)
+    opened("--model", tiny_folder, "--adapter", nameless)
+
+
+def test_the_prompt_switches_adapters():
+    said, chosen = [], []
+
+    def choose(name):
+        chosen.append(name)
+        return {None: None, "wiki": 1.5, "reviews": 2.5}[name]
+
+    session = Session(None, 2.5, said.append, Style(), None, ["wiki", "reviews"], choose)
+    for line in ("/adapter", "/adapter wiki", "/adapter none", "/adapter wikki"):
+        assert session.handle(line)
+        said.append(session.null_threshold)
+    assert chosen == ["wiki", None]
+    assert said == [
+        "  wiki", "* reviews", "  none", 2.5, "* wiki", "  reviews", "  none", 1.5, "  wiki", "  reviews", "* none", None,
+        "there is no adapter wikki; the nearest is wiki", None,
+    ]
+    bare = Session(None, None, said.append, Style())
+    assert bare.handle("/adapter wiki") and said[-1] == "no adapter is loaded: start with --adapter FOLDER"
+
+
+def test_8_bit_moments_go_on_bit_identically_and_are_not_paged_here():
+    import io
+
+    from tests.tiny_model import make_model
+    from training.optimizer import make_optimizer
+
+    def steps(count, stop=None):
+        model = make_model(1501)
+        optimizer = make_optimizer(model, 0.01, kind="adamw8bit")
+        for number in range(count):
+            if number == stop:
+                buffer = io.BytesIO()
+                torch.save(optimizer.state_dict(), buffer)
+                buffer.seek(0)
+                weights, model = model.state_dict(), make_model(1501, seed=3)
+                model.load_state_dict(weights)
+                optimizer = make_optimizer(model, 0.01, kind="adamw8bit")
+                optimizer.load_state_dict(torch.load(buffer, weights_only=True))
+            torch.manual_seed(number)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01
+            optimizer.step()
+        return model, optimizer
+
+    (one, optimizer), (two, _) = steps(5), steps(5, stop=3)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    moments = optimizer.state[one.bert.embeddings.word_embeddings.weight]
+    assert moments["state1"].dtype == moments["state2"].dtype == torch.uint8
+    with pytest.raises(InputError, match="take adamw8bit"):
+        make_optimizer(one, 0.01, kind="paged-adamw8bit")
