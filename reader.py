@@ -23,7 +23,7 @@ from model.lora import set_adapter, switch_of
 from model.quant import QUANTS, FourBit
 from model.precision import autocast, choose_device, choose_precision
 from model.source import resolve_model
-from model.weights import load_model, read_config, save_weights
+from model.weights import load_model, read_config, save_weights, stored_quant
 
 FORMAT = 1  # of reader.json and of run folders; a reader of another number refuses
 SETTINGS_FILE = "reader.json"
@@ -160,7 +160,10 @@ class Reader:
         tokenizer = load_tokenizer(folder, config.vocab_size)
         device = choose_device(device)
         precision = choose_precision(precision, device)
-        quant = settings.quant if quant == "stored" else quant
+        stored = stored_quant(folder, precision)
+        quant = settings.quant or (stored and stored.name) if quant == "stored" else quant
+        if quant is None and stored:
+            raise InputError(f"{folder}: its weights are stored in {stored.name}, so they cannot be had in full")
         four_bit = FourBit.named(quant, precision) if quant else None
         model, report = load_model(folder, dropout=dropout, attention_dropout=attention_dropout, four_bit=four_bit)
         return cls(model, tokenizer, settings, device=device, precision=precision, report=report)

@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 
 from common.choices import QUANTS
+from common.errors import InputError
 
 BLOCK = 64
 
@@ -32,6 +33,29 @@ class FourBit:
         assert name in QUANTS
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         return cls(name.removesuffix("-single"), not name.endswith("-single"), dtype)
+
+    @property
+    def name(self):
+        """The one of QUANTS."""
+        return self.kind if self.double else f"{self.kind}-single"
+
+    def to_dict(self):
+        """`quantization_config` of a config.json, as transformers writes it."""
+        return {
+            "quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": self.kind,
+            "bnb_4bit_use_double_quant": self.double, "bnb_4bit_quant_storage": "uint8",
+            "bnb_4bit_compute_dtype": str(self.compute_dtype).removeprefix("torch."),
+            "llm_int8_skip_modules": ["qa_outputs"],
+        }
+
+    @classmethod
+    def from_dict(cls, values, source, precision="fp32"):
+        """From a `quantization_config`; InputError, naming `source`, for what is not 4 bits by bitsandbytes."""
+        known = isinstance(values, dict) and values.get("load_in_4bit") is True
+        kind = values.get("bnb_4bit_quant_type", "fp4") if known else None
+        if kind not in ("nf4", "fp4") or values.get("bnb_4bit_quant_storage", "uint8") != "uint8":
+            raise InputError(f"{source}: quantization_config: only bitsandbytes' nf4 and fp4 in uint8 can be read here")
+        return cls.named(kind if values.get("bnb_4bit_use_double_quant") else f"{kind}-single", precision)
 
 
 def bitsandbytes_layers():
@@ -60,19 +84,45 @@ class FourBitLinear(nn.Module):
         self.quantised = None
         self.bias = bias
 
-    def fill(self, weight):
-        """Quantise `weight`, (M, N), on the device where it is."""
-        Linear4bit, Params4bit = bitsandbytes_layers()
-        assert weight.shape == (self.out_features, self.in_features)
-        layer = Linear4bit(
+    def empty_layer(self):
+        """bitsandbytes' layer before it has a weight."""
+        layer = bitsandbytes_layers()[0](
             self.in_features, self.out_features, bias=False, compute_dtype=self.four_bit.compute_dtype,
             compress_statistics=self.four_bit.double, quant_type=self.four_bit.kind, device="meta",
         )
         layer.support_avx512bf16_for_cpu = False
+        return layer
+
+    def fill(self, weight):
+        """Quantise `weight`, (M, N), on the device where it is."""
+        assert weight.shape == (self.out_features, self.in_features)
+        Params4bit, layer = bitsandbytes_layers()[1], self.empty_layer()
         layer.weight = Params4bit(
             weight.detach(), requires_grad=False, compress_statistics=self.four_bit.double,
             quant_type=self.four_bit.kind, blocksize=BLOCK, module=layer,
         ).to(weight.device)
+        self.quantised = layer
+
+    def packed_tensors(self):
+        """Suffix of the weight's name in a file -> tensor, as bitsandbytes and transformers store it."""
+        parts = self.weight.quant_state.as_dict(packed=True)
+        return {"": self.weight.data} | {f".{part}": tensor for part, tensor in parts.items()}
+
+    def fill_packed(self, tensors):
+        """The inverse of `packed_tensors`. Raises ValueError when the tensors are not of such a weight."""
+        Params4bit = bitsandbytes_layers()[1]
+        layer = self.empty_layer()
+        parts = {suffix[1:]: tensor for suffix, tensor in tensors.items() if suffix}
+        try:
+            layer.weight = Params4bit.from_prequantized(tensors[""], parts, device="cpu", module=layer)
+            state = layer.weight.quant_state
+            fits = (state.quant_type, bool(state.nested), tuple(state.shape), state.blocksize) == (
+                self.four_bit.kind, self.four_bit.double, (self.out_features, self.in_features), BLOCK
+            )
+        except (KeyError, ValueError, AttributeError, TypeError, IndexError, UnicodeDecodeError) as error:
+            raise ValueError(f"not a weight in 4 bits ({type(error).__name__}: {error})") from None
+        if not fits or tensors[""].numel() != (self.out_features * self.in_features + 1) // 2:
+            raise ValueError(f"not a weight of {self.out_features} x {self.in_features} in {self.four_bit.name}")
         self.quantised = layer
 
     @property

@@ -17,7 +17,7 @@ from safetensors.torch import save as to_safetensors
 from common.errors import InputError
 from common.files import read_json, write_json
 from model.bert import BertConfig, BertForQuestionAnswering
-from model.quant import FourBitLinear, quantise
+from model.quant import FourBit, FourBitLinear, quantise
 
 # name in the file (its `bert.` taken off)               our parameter; {n} is the number of the block
 NAME_MAP = {
@@ -48,6 +48,10 @@ NAME_MAP = {
 # What other heads leave in a file, and a buffer of positions 0, 1, 2...: known, and not needed here.
 LEFT_OUT = re.compile(r"(pooler\..*|cls\..*|classifier\..*|embeddings\.position_ids)")
 HEAD = ("qa_outputs.weight", "qa_outputs.bias")
+# What stands beside a weight that is stored in 4 bits: `query.weight` is bytes, and `query.weight.absmax` one of these.
+PACKED = re.compile(
+    r"(.+\.weight)(\.absmax|\.quant_map|\.nested_absmax|\.nested_quant_map|\.quant_state\.bitsandbytes__(?:nf4|fp4))"
+)
 
 
 @dataclass(frozen=True)
@@ -174,16 +178,24 @@ def load_weights(model, folder):
     not finite, or when any but the head's parameters stays without one.
     """
     parameters = slots(model)
-    used, left_out, filled, digests = [], [], set(), []
+    used, left_out, filled, digests, packed = [], [], set(), [], {}
     with torch.no_grad():
         for path, name, tensor in read_tensors(folder):
-            canonical, number = canonical_name(name)
+            whole, suffix = match.groups() if (match := PACKED.fullmatch(name)) else (name, "")
+            canonical, number = canonical_name(whole)
             if LEFT_OUT.fullmatch(canonical):
                 left_out.append(name)
                 continue
             ours = NAME_MAP.get(canonical, "").replace("{n}", number)
             if ours not in parameters:
                 raise InputError(f"{path}: tensor {name} has no place in a BERT of this config.json")
+            if isinstance(parameters[ours][0], FourBitLinear) and (suffix or tensor.dtype == torch.uint8):
+                packed.setdefault(ours, {})[suffix] = tensor
+                used.append(name)
+                digests.append(f"{ours}{suffix} {hashlib.sha256(tensor.contiguous().numpy()).hexdigest()}")
+                continue
+            if suffix or tensor.dtype == torch.uint8:
+                raise InputError(f"{path}: tensor {name} belongs to a weight in 4 bits, and config.json names none")
             if ours in filled:
                 raise InputError(f"{path}: tensor {name} stands for {ours}, which came already")
             shape = parameters[ours][2]
@@ -201,6 +213,12 @@ def load_weights(model, folder):
             if ours not in HEAD:
                 digests.append(f"{ours} {shape} {hashlib.sha256(tensor.contiguous().numpy()).hexdigest()}")
             place(parameters[ours], tensor)
+        for ours, tensors in packed.items():
+            try:
+                parameters[ours][0].fill_packed(tensors)
+            except ValueError as error:
+                raise InputError(f"{folder}: {ours}: {error}; get the files again") from None
+            filled.add(ours)
         missing = [name for name in parameters if name not in filled]
         if missing and set(missing) != set(HEAD):
             lost = [name for name in missing if name not in HEAD] or missing
@@ -225,11 +243,19 @@ def check_size(config, folder):
         )
 
 
+def stored_quant(folder, precision="fp32"):
+    """The FourBit of a folder whose weights are stored so, else None."""
+    path = Path(folder) / "config.json"
+    values = read_json(path)
+    stored = values.get("quantization_config") if isinstance(values, dict) else None
+    return None if stored is None else FourBit.from_dict(stored, str(path), precision)
+
+
 def load_model(folder, *, dropout=None, attention_dropout=None, four_bit=None):
     """Build the model a folder describes and fill it; returns (model, LoadReport).
 
     dropout, attention_dropout: probabilities that replace those of config.json. four_bit: a FourBit, to hold the
-    encoder's Linear layers so.
+    encoder's Linear layers so; of a folder stored in 4 bits it has to be that one, or None for it.
     """
     values = read_config(folder).to_dict()
     if dropout is not None:
@@ -240,18 +266,29 @@ def load_model(folder, *, dropout=None, attention_dropout=None, four_bit=None):
     check_size(config, folder)
     with torch.device("meta"):  # shapes without numbers: they come from the files
         model = BertForQuestionAnswering(config)
-    if four_bit is not None:
-        quantise(model, four_bit)
+    stored = stored_quant(folder)
+    if stored is not None and four_bit is not None and four_bit.name != stored.name:
+        raise InputError(f"{folder}: its weights are stored in {stored.name} and cannot be had in {four_bit.name}")
+    if four_bit or stored:
+        quantise(model, four_bit or stored)
     return model, load_weights(model, folder)
 
 
 def save_weights(model, folder):
     """Write `config.json` and `model.safetensors` under the names of Hugging Face checkpoints.
 
+    Weights in 4 bits stay so, in bitsandbytes' layout.
     Not atomic by itself: the caller fills a temporary folder (`common.files.write_folder`).
     """
     folder = Path(folder)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.named_parameters()}
+    tensors, values = {}, model.config.to_dict()
+    for name, (module, attribute, _) in slots(model).items():
+        if isinstance(module, FourBitLinear) and attribute == "weight":
+            tensors |= {name + suffix: tensor for suffix, tensor in module.packed_tensors().items()}
+            values["quantization_config"] = module.four_bit.to_dict()
+        else:
+            tensors[name] = getattr(module, attribute)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     # not save_file, which reports a full disk as an error of the format
     (folder / "model.safetensors").write_bytes(to_safetensors(tensors, metadata={"format": "pt"}))
-    write_json(folder / "config.json", model.config.to_dict())
+    write_json(folder / "config.json", values)

@@ -165,3 +165,49 @@ def test_4_bit_weights_cannot_be_tuned_themselves(place, tmp_path, capsys):
     path.write_text(json.dumps(reader_json))
     with pytest.raises(InputError, match="quant: expected one of nf4"):
         ReaderSettings.from_file(path)
+
+
+@pytest.mark.parametrize("name", QUANTS)
+def test_a_quantised_model_is_saved_and_read_back_exactly(tiny_folder, tmp_path, name):
+    reader = Reader.load(tiny_folder, device="cpu", precision="fp32", quant=name)
+    reader.save(tmp_path)
+    again = Reader.load(tmp_path, device="cpu", precision="fp32")
+    assert torch.equal(logits(again.model.eval()), logits(reader.model.eval()))
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    again.save(twice)
+    one, two = (load_file(folder / "model.safetensors") for folder in (tmp_path, twice))
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+    assert json.loads((tmp_path / "config.json").read_text())["quantization_config"]["bnb_4bit_quant_type"] == name[:3]
+    for quant in {None, "fp4-single" if name == "nf4" else "nf4"}:
+        with pytest.raises(InputError, match=f"stored in {name}"):
+            Reader.load(tmp_path, quant=quant)
+
+
+Q = "bert.encoder.layer.1.attention.self.query.weight"
+DAMAGE = {
+    f"{Q}: not a weight in 4 bits": lambda t: t.pop(Q + ".quant_map"),
+    f"lack {Q}": lambda t: [t.pop(key) for key in list(t) if key.startswith(Q)],
+    f"{Q}: not a weight of 35 x 35": lambda t: t.update({Q: t[Q][:-1]}),
+    "has no place": lambda t: t.update({Q.replace("query", "quary") + ".absmax": t[Q + ".absmax"].clone()}),
+    "belongs to a weight in 4 bits, and config.json names none": lambda t: None,
+}
+
+
+@pytest.mark.parametrize("sentence", DAMAGE)
+def test_damaged_4_bit_weights_are_refused(tiny_folder, tmp_path, sentence):
+    from safetensors.torch import save_file
+
+    Reader.load(tiny_folder, device="cpu", precision="fp32", quant="nf4").save(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    DAMAGE[sentence](tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    if "names none" in sentence:
+        config = json.loads((tmp_path / "config.json").read_text())
+        config.pop("quantization_config")
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        settings = json.loads((tmp_path / "reader.json").read_text()) | {"quant": None}
+        (tmp_path / "reader.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError) as refusal:
+        Reader.load(tmp_path, device="cpu", precision="fp32")
+    assert sentence in str(refusal.value)
