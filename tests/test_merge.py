@@ -1,0 +1,115 @@
+"""merge.py: the ways to make one plain model of an adapter and its base, scored before anything is written."""
+
+import json
+
+import pytest
+import torch
+
+import merge
+import train
+from model.quant import FourBitLinear, dense_weight
+from reader import Reader
+from tests.test_bert import reference_model
+from tests.test_lora import logits
+from tests.tiny_run import arguments, write_squad
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_encoder_folder):
+    """Data, and the finished runs `lora` and `qlora`."""
+    folder = tmp_path_factory.mktemp("merge")
+    write_squad(folder / "train.json", range(9))
+    write_squad(folder / "dev.json", range(9, 13))
+    for tune in ("lora", "qlora"):
+        argv = arguments(folder, tiny_encoder_folder, folder / tune, tune=tune, max_steps=4, lora_alpha=200, lr=0.02)
+        assert train.main(argv) == 0
+    return folder
+
+
+def run(*argv):
+    return merge.main([*map(str, argv), "--precision", "fp32", "--device", "cpu"])
+
+
+def load(folder, **options):
+    return Reader.load(folder, device="cpu", precision="fp32", **options)
+
+
+def test_an_adapter_becomes_a_plain_model(place, tmp_path, capsys):
+    assert run("--adapter", place / "lora", "--out", tmp_path / "plain") == 0
+    assert f"infer.py --model {tmp_path / 'plain'}" in capsys.readouterr().out
+    plain, adapter = load(tmp_path / "plain"), load(place / "lora/model")
+    assert plain.adapter is None and plain.settings == adapter.settings
+    assert (logits(plain.model.eval()) - logits(adapter.model.eval())).abs().max() < 2e-5
+    assert (logits(plain.model) - logits(load(plain_base(place)).model.eval())).abs().max() > 0.01
+    theirs = reference_model(plain.model)  # the names are those of transformers
+    assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in plain.model.parameters())
+
+
+def plain_base(place):
+    return json.loads((place / "lora/model/adapter_config.json").read_text())["base_model_name_or_path"]
+
+
+def test_three_ways_over_4_bits(place, tmp_path, capsys):
+    made = {}
+    for way in merge.WAYS:
+        assert run("--adapter", place / "qlora", "--out", tmp_path / way, "--way", way) == 0
+        made[way] = load(tmp_path / way)
+    unmerged = load(place / "qlora/model")
+    layer = "bert.encoder.layer.1.attention.self.query"
+    update = unmerged.model.get_submodule(layer).updates["default"].weight().detach()
+    assert update.abs().max() > 1e-3
+    full, packed = load(plain_base(place)).model, unmerged.model.get_submodule(layer).base
+    wanted = {"original": full.get_submodule(layer).weight + update, "dequantised": dense_weight(packed) + update}
+    for way, weight in wanted.items():
+        found = made[way].model.get_submodule(layer).weight
+        assert (found - weight).abs().max() < 1e-6 and made[way].settings.quant is None
+    assert (logits(made["dequantised"].model.eval()) - logits(unmerged.model.eval())).abs().max() < 2e-5
+    again = made["requantised"].model.get_submodule(layer)
+    assert isinstance(again, FourBitLinear) and made["requantised"].settings.quant == "nf4"
+    error = (dense_weight(again) - wanted["dequantised"]).abs().max()
+    assert 0 < error < 0.2 * wanted["dequantised"].abs().max()
+    capsys.readouterr()
+
+
+def test_the_table_comes_first_and_the_best_is_taken(place, tmp_path, capsys, monkeypatch):
+    rows = []
+    shown = iter(({"exact": 1.0, "f1": x} for x in (9.0, 2.0, 5.0, 3.0)))
+
+    def scored(reader, examples, way):
+        assert not (tmp_path / "out").exists() and len(examples) == 8
+        rows.append(way)
+        return next(shown)
+
+    monkeypatch.setattr(merge, "score", scored)
+    assert run("--adapter", place / "qlora", "--out", tmp_path / "out", "--dev", place / "dev.json") == 0
+    assert rows == ["unmerged", *merge.WAYS]
+    assert "merged onto the dequantised weights" in capsys.readouterr().out
+
+
+def test_scores_alone_write_nothing(place, tmp_path, capsys):
+    assert run("--adapter", place / "qlora", "--dev", place / "dev.json") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["unmerged", *merge.WAYS]
+    metrics = json.loads((place / "qlora/metrics.json").read_text())
+    assert lines[0].split()[3] == f"{metrics['exact']:.2f}" and lines[0].split()[-1] == f"{metrics['f1']:.2f}"
+    assert lines[0].split()[1:] == lines[2].split()[1:]  # onto the dequantised weights nothing is lost
+    assert {path.name for path in place.iterdir()} == {"train.json", "dev.json", "lora", "qlora"}
+
+
+def test_refusals(place, tmp_path, tiny_folder, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for argv, sentence in (
+        (("--out", tmp_path / "o"), "name an adapter with --adapter"),
+        (("--adapter", place / "lora"), "--out DIR to write"),
+        (("--adapter", tiny_folder, "--out", tmp_path / "o"), "is a whole model"),
+        (("--adapter", tmp_path / "none", "--out", tmp_path / "o"), "there is no such folder"),
+        (("--adapter", place / "lora", "--out", tmp_path / "full"), "is there already"),
+        (("--adapter", place / "lora", "--out", tmp_path / "o", "--way", "dequantised"), "there is one way"),
+        (("--adapter", place / "lora", "--out", tmp_path / "o", "--dev", tmp_path / "none.json"), "none.json"),
+    ):
+        assert run(*argv) == 2
+        captured = capsys.readouterr()
+        assert sentence in captured.err and captured.err.count("\n") == 1 and not captured.out
+        assert not (tmp_path / "o").exists()
+    assert torch.is_tensor(next(load(tiny_folder).model.parameters()))
