@@ -18,9 +18,10 @@ from data.decode import DecodeSettings, QuestionSpans, best_spans
 from data.examples import Example
 from data.tokenizer import load_tokenizer, save_tokenizer
 from data.windows import WindowSet, WindowSettings
-from model.adapters import is_adapter, load_adapter, read_adapter, save_adapter
+from model.adapters import is_adapter, load_adapter, read_adapter, read_base, save_adapter
 from model.lora import set_adapter, switch_of
 from model.quant import QUANTS, FourBit
+from model.prompts import PromptedBert, is_prompt, load_prompt, room, save_prompt
 from model.precision import autocast, choose_device, choose_precision
 from model.source import resolve_model
 from model.weights import load_model, read_config, save_weights, stored_quant
@@ -102,6 +103,11 @@ class Reader:
         self.all_settings = {None: self.checked(settings)}  # adapter -> ReaderSettings; None: the bare base
 
     @property
+    def trained(self):
+        """Whether the span head that is in use was ever trained."""
+        return not self.report.head_is_new or self.adapter is not None or isinstance(self.model.bert, PromptedBert)
+
+    @property
     def adapter(self):
         """Name of the active adapter, None for the bare base."""
         switch = switch_of(self.model)
@@ -118,7 +124,7 @@ class Reader:
 
     def checked(self, settings):
         """`settings`, when the model has positions enough for their windows; InputError otherwise."""
-        known = self.model.config.max_position_embeddings
+        known = room(self.model)
         if settings.windows.check().length > known:
             raise InputError(
                 f"windows of {settings.windows.length} tokens are longer than this model's {known} positions; "
@@ -139,7 +145,8 @@ class Reader:
         """
         folder = Path(folder)
         if is_adapter(folder):
-            described = read_adapter(folder)
+            prompted = is_prompt(folder)
+            described = read_base(folder) if prompted else read_adapter(folder)
             if described.base is None:
                 raise InputError(f"{folder}: this adapter does not name its base; name it with --model")
             base = resolve_model(described.base, revision=described.revision).folder
@@ -151,7 +158,12 @@ class Reader:
                 attention_dropout=attention_dropout, quant=quant,
             )
             reader.base = described.base, described.revision
-            reader.load_adapter(folder, "default", settings=settings)
+            if prompted:
+                load_prompt(reader.model, folder, reader.report.fingerprint)
+                reader.model.to(reader.device)
+                reader.settings = reader.settings  # checked again: virtual tokens take positions
+            else:
+                reader.load_adapter(folder, "default", settings=settings)
             return reader
         config = read_config(folder)
         if settings is None:
@@ -193,6 +205,9 @@ class Reader:
             base, revision = self.base
             fingerprint = self.report.fingerprint
             save_adapter(self.model, self.adapter, folder, base=base, revision=revision, fingerprint=fingerprint)
+        elif isinstance(self.model.bert, PromptedBert):
+            base, revision = self.base
+            save_prompt(self.model, folder, base=base, revision=revision, fingerprint=self.report.fingerprint)
         else:
             save_weights(self.model, folder)
             save_tokenizer(self.tokenizer, folder)

@@ -90,7 +90,8 @@ def train_in(run, options):
     if len(windows) == 0:
         raise InputError(f"{files[0][0]}: gives no window to train on: its contexts or answers hold no readable words")
     check_space(run, sum(p.numel() for p in reader.model.parameters()), options.keep)
-    notices = write_or_compare(run, describe_run(options, source, files, device, precision))
+    description = describe_run(options, source, files, device, precision, reader.report.fingerprint)
+    notices = write_or_compare(run, description)
     print_setup(reader, source, train_set, dev_set, windows, precision, notices)
 
     optimizer = make_optimizer(reader.model, options.weight_decay, options.lora_plus_ratio, options.optimizer)

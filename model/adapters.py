@@ -61,6 +61,23 @@ def is_adapter(folder):
     return (Path(folder) / CONFIG_FILE).is_file()
 
 
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What an adapter of any kind says of its base: name or path, revision."""
+
+    base: str | None
+    revision: str | None
+
+
+def read_base(folder):
+    """The Base of an adapter's folder."""
+    path = Path(folder) / CONFIG_FILE
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a JSON object that describes an adapter")
+    return Base(values.get("base_model_name_or_path") or None, values.get("revision") or None)
+
+
 def read_adapter(folder):
     """The AdapterFile of a folder; InputError with file and key for one that cannot be computed here."""
     folder = Path(folder)

@@ -133,8 +133,12 @@ class BertEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids, token_type_ids):
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
-        x = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)  # (B, T, D)
+        return self.add_places(self.word_embeddings(input_ids), token_type_ids)
+
+    def add_places(self, words, token_type_ids):
+        """Word vectors (B, T, D) to the encoder's input (B, T, D): positions and segments added, normalised."""
+        positions = torch.arange(words.shape[1], device=words.device)  # (T,)
+        x = words + self.token_type_embeddings(token_type_ids)  # (B, T, D)
         x = x + self.position_embeddings(positions)  # (B, T, D)
         return self.dropout(self.LayerNorm(x))
 

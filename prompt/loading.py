@@ -30,7 +30,7 @@ def open_reader(options):
     stored = Reader.load(folder, device=options.device, precision=options.precision, quant=quant)
     if adapters:
         load_adapters(stored, adapters, name)
-    elif stored.report.head_is_new and stored.adapter is None:
+    elif not stored.trained:
         revision = f" --revision {shlex.quote(options.revision)}" if options.revision else ""
         raise InputError(
             f"{name}: its head for answers was never trained, so it cannot answer; train one first: "

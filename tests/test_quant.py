@@ -77,6 +77,22 @@ def test_a_quantised_model_computes_with_its_dequantised_weights(name):
     assert (logits(twin) - first).abs().max() < 2e-5
 
 
+def test_parameters_are_counted_as_if_in_full():
+    from training.measure import parameter_counts, parameter_groups
+
+    whole = parameter_counts(tiny())[1]
+    model = tiny()
+    quantise(model, FourBit.named("fp4-single"))
+    add_lora(model, LoraConfig(3, 7.0), "one")
+    groups = parameter_groups(model)
+    packed = 3 * (4 * 35 * 35 + 2 * 35 * 53)
+    assert groups["encoder"] == {"fp4-single": packed, "float32": 3 * (4 * 35 + 53 + 35 + 4 * 35)}
+    assert groups["LoRA"] == {"float32": 3 * 2 * 2 * 3 * 35} and groups["head"] == {"float32": 2 * 72}
+    assert list(groups) == ["embeddings", "encoder", "LoRA", "head"]
+    total = sum(count for kinds in groups.values() for count in kinds.values())
+    assert parameter_counts(model)[1] == total == whole + 3 * 2 * 2 * 3 * 35 + 72
+
+
 def test_loading_into_4_bits_is_loading_and_then_quantising(tiny_folder):
     later, _ = load_model(tiny_folder)
     quantise(later, FourBit())

@@ -8,6 +8,7 @@ import torch
 from model.quant import FourBitLinear
 
 LATENCY_QUESTIONS = 50
+PARTS = ((".updates.", "LoRA"), ("bert.prompt", "virtual tokens"), ("qa_outputs", "head"), (".encoder.", "encoder"))
 
 
 def parameter_counts(model):
@@ -16,6 +17,20 @@ def parameter_counts(model):
     packed = [m for m in model.modules() if isinstance(m, FourBitLinear)]
     hidden = sum(m.out_features * m.in_features - m.weight.numel() for m in packed)
     return trainable, sum(p.numel() for p in model.parameters()) + hidden
+
+
+def parameter_groups(model):
+    """Part of the model -> {number format: count}, in the order of the model; a 4-bit weight counts as in full."""
+    groups = {}
+    for name, parameter in model.named_parameters():
+        module = model.get_submodule(name.rpartition(".")[0].removesuffix(".quantised"))
+        part = next((part for mark, part in PARTS if mark in name), "embeddings")
+        kind, count = str(parameter.dtype).removeprefix("torch."), parameter.numel()
+        if isinstance(module, FourBitLinear) and name.endswith(".quantised.weight"):
+            kind, count = module.four_bit.name, module.out_features * module.in_features
+        formats = groups.setdefault(part, {})
+        formats[kind] = formats.get(kind, 0) + count
+    return groups
 
 
 def latency(reader, examples):

@@ -18,7 +18,10 @@ from training.folder import FORMAT
 
 FREE_ON_RESUME = ("resume", "out", "recipe", "print_config")
 HARMLESS = ("keep", "save_every")  # may be given anew on --resume: they change no weight
-MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+MODEL_FILES = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "adapter_config.json",
+    "adapter_model.safetensors",
+)
 
 
 def default_out(options):
@@ -130,12 +133,14 @@ def environment(device, precision):
     }
 
 
-def describe_run(options, source, files, device, precision):
-    """The contents of config.json."""
+def describe_run(options, source, files, device, precision, fingerprint=None):
+    """The contents of config.json. fingerprint: of the weights that training began with; --resume needs them again."""
     return {
         "format": FORMAT,
         "options": options.to_dict(),
-        "model": {"name": source.name, "origin": source.origin, "revision": source.revision},
+        "model": {
+            "name": source.name, "origin": source.origin, "revision": source.revision, "fingerprint": fingerprint,
+        },
         "model_files": {n: file_hash(source.folder / n) for n in MODEL_FILES if (source.folder / n).is_file()},
         "data": {
             part: [{"path": str(path), "sha256": file_hash(path)} for path in paths]

@@ -10,11 +10,13 @@ from common.errors import InputError
 from common.files import read_bytes, read_json, write_atomic, write_folder, write_json
 from data.decode import DecodeSettings
 from data.windows import WindowSettings
+from model.adapters import is_adapter
 from model.lora import LoraConfig
+from model.prompts import PromptedBert, tune_prompt
 from model.tune import tune_bitfit, tune_full, tune_head, tune_lora
 from reader import Reader, ReaderSettings
 from training.evaluate import PREDICTION_FILES, prediction_files
-from training.measure import latency, parameter_counts, peak_memory_bytes
+from training.measure import latency, parameter_counts, parameter_groups, peak_memory_bytes
 
 
 def seed_everything(seed):
@@ -37,7 +39,7 @@ def build_reader(source, options, device, precision, may_lack_answer):
         attention_dropout=options.attention_dropout,
     )
     reader.model.bert.encoder.gradient_checkpointing = options.checkpointing
-    if reader.adapter is None:
+    if not is_adapter(source.folder):
         reader.base = source.name, source.revision
     tune(reader, options)
     return reader
@@ -46,9 +48,16 @@ def build_reader(source, options, device, precision, may_lack_answer):
 def tune(reader, options):
     """The pass that --tune names."""
     model = reader.model
+    if isinstance(model.bert, PromptedBert) and options.tune != "prompt":
+        raise InputError(f"--tune {options.tune}: {options.model} has virtual tokens; only --tune prompt trains them")
     if options.tune not in ("lora", "qlora"):
         if reader.adapter is not None:
             raise InputError(f"--tune {options.tune}: {options.model} is an adapter; only --tune lora can train on it")
+        if options.tune == "prompt":
+            text = options.prompt_text or ""
+            tune_prompt(model, options.prompt_tokens, reader.tokenizer.encode(text, add_special_tokens=False).ids)
+            reader.settings = reader.settings  # checked again: virtual tokens take positions
+            return
         {"full": tune_full, "head": tune_head, "bitfit": tune_bitfit}[options.tune](model)
         return
     continued = reader.adapter is not None
@@ -90,6 +99,9 @@ def print_setup(reader, source, train_set, dev_set, windows, precision, notices)
     revision = f" at {source.revision}" if source.revision else ""
     print(f"model: {source.name}{revision} ({reader.report})")
     print(f"parameters: {trainable:,} trainable of {total:,}; computing in {precision} on {reader.device}")
+    groups = parameter_groups(reader.model).items()
+    held = (f"{part} {count:,} in {kind}" for part, kinds in groups for kind, count in kinds.items())
+    print(f"held: {', '.join(held)}")
     answers = "answers may be missing" if reader.settings.null_threshold is not None else "every question has an answer"
     dev = f"{len(dev_set.examples):,} to score" if dev_set else "none to score"
     print(f"data: {len(train_set.examples):,} questions in {len(windows):,} windows to train on, {dev}; {answers}")
