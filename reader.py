@@ -19,7 +19,8 @@ from data.examples import Example
 from data.tokenizer import load_tokenizer, save_tokenizer
 from data.windows import WindowSet, WindowSettings
 from model.adapters import is_adapter, load_adapter, read_adapter, read_base, save_adapter
-from model.lora import set_adapter, switch_of
+from model.fusion import is_fusion, load_fusion, read_fusion, save_fusion
+from model.lora import adapter_names, set_adapter, switch_of
 from model.quant import QUANTS, FourBit
 from model.prompts import PromptedBert, is_prompt, load_prompt, room, save_prompt
 from model.precision import autocast, choose_device, choose_precision
@@ -144,9 +145,10 @@ class Reader:
         InputError with the reason when the folder cannot be used.
         """
         folder = Path(folder)
-        if is_adapter(folder):
-            prompted = is_prompt(folder)
-            described = read_base(folder) if prompted else read_adapter(folder)
+        if is_adapter(folder) or is_fusion(folder):
+            fused = is_fusion(folder)
+            prompted = not fused and is_prompt(folder)
+            described = read_fusion(folder)[0] if fused else read_base(folder) if prompted else read_adapter(folder)
             if described.base is None:
                 raise InputError(f"{folder}: this adapter does not name its base; name it with --model")
             base = resolve_model(described.base, revision=described.revision).folder
@@ -158,7 +160,10 @@ class Reader:
                 attention_dropout=attention_dropout, quant=quant,
             )
             reader.base = described.base, described.revision
-            if prompted:
+            if fused:
+                load_fusion(reader.model, folder, "fusion", reader.report.fingerprint)
+                reader.all_settings |= dict.fromkeys(adapter_names(reader.model), reader.all_settings[None])
+            elif prompted:
                 load_prompt(reader.model, folder, reader.report.fingerprint)
                 reader.model.to(reader.device)
                 reader.settings = reader.settings  # checked again: virtual tokens take positions
@@ -203,8 +208,8 @@ class Reader:
         folder = Path(folder)
         if self.adapter is not None:
             base, revision = self.base
-            fingerprint = self.report.fingerprint
-            save_adapter(self.model, self.adapter, folder, base=base, revision=revision, fingerprint=fingerprint)
+            save = save_fusion if self.adapter in getattr(self.model, "fusions", {}) else save_adapter
+            save(self.model, self.adapter, folder, base=base, revision=revision, fingerprint=self.report.fingerprint)
         elif isinstance(self.model.bert, PromptedBert):
             base, revision = self.base
             save_prompt(self.model, folder, base=base, revision=revision, fingerprint=self.report.fingerprint)

@@ -118,6 +118,8 @@ def parse(program, description, table, argv, epilog=""):
         if option.name in namespace:
             value = _from_text(option, getattr(namespace, option.name))
             _collect(flags, problems, option, value, option.flag)
+    if sum(item.split("=")[0] == "--recipe" for item in argv) > 1:
+        problems.append("--recipe: given twice, and options come from one recipe; merge the files")
     recipe = _read_recipe(flags["recipe"], table, problems) if "recipe" in flags else {}
     _refuse(problems)
     values = {option.name: _default(option) for option in table}

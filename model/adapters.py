@@ -61,6 +61,14 @@ def is_adapter(folder):
     return (Path(folder) / CONFIG_FILE).is_file()
 
 
+def adapter_name(path):
+    """What an adapter is called: its folder's name, or its run's. runs/wiki/best/model is `wiki`."""
+    path = Path(path).absolute()
+    while path.name in ("model", "best") and path.parent.name:
+        path = path.parent
+    return path.name.replace(".", "_")
+
+
 @dataclass(frozen=True, slots=True)
 class Base:
     """What an adapter of any kind says of its base: name or path, revision."""

@@ -221,6 +221,16 @@ def adapter_names(model):
     return list(model.qa_outputs.heads) if isinstance(model.qa_outputs, SwitchedHead) else []
 
 
+def new_head(model, name):
+    """Give adapter `name` a copy of the head; returns the model's Switch."""
+    if switch_of(model) is None:
+        model.qa_outputs = SwitchedHead(model.qa_outputs, Switch())
+    head = model.qa_outputs
+    head.heads[name] = nn.Linear(head.base.in_features, head.base.out_features, device=head.base.weight.device)
+    head.heads[name].load_state_dict(head.base.state_dict())
+    return head.switch
+
+
 def add_lora(model, config, name):
     """Give the layers that `config` names an update called `name`, zero for now, and the head a copy; switch it on.
 
@@ -231,17 +241,13 @@ def add_lora(model, config, name):
     if not name or "." in name:
         raise ValueError(f"{name!r} cannot name an adapter: a name has no dot and at least one letter")
     layers = target_layers(model, config.targets)
-    if switch_of(model) is None:
-        model.qa_outputs = SwitchedHead(model.qa_outputs, Switch())
-    switch, head = switch_of(model), model.qa_outputs
+    switch = new_head(model, name)
     for layer, parent, attribute, module in layers:
         if not isinstance(module, LoraLinear):
             module = LoraLinear(module, switch)
             setattr(parent, attribute, module)
         rank = config.rank_of(layer)
         module.updates[name] = LoraUpdate(module.base, rank, config.scale_of(layer), config.dropout, config.dora)
-    head.heads[name] = nn.Linear(head.base.in_features, head.base.out_features, device=head.base.weight.device)
-    head.heads[name].load_state_dict(head.base.state_dict())
     model.lora_configs = {**getattr(model, "lora_configs", {}), name: config}
     switch.active = name
     return [layer for layer, *_ in layers]
@@ -271,7 +277,7 @@ def remove_adapter(model, name):
         if isinstance(module, LoraLinear) and name in module.updates:
             del module.updates[name]
     del model.qa_outputs.heads[name]
-    del model.lora_configs[name]
+    model.lora_configs.pop(name, None)
 
 
 def merge(model, name):
@@ -280,11 +286,13 @@ def merge(model, name):
     W as it was is kept aside, and `unmerge` puts it back, bit for bit. Raises ValueError on a 4-bit base, whose
     weights cannot take the sum exactly (see merge.py), and while another adapter is merged.
     """
-    set_adapter(model, name)
     switch = switch_of(model)
-    if switch.merged == name:
+    if switch is not None and switch.merged == name is not None:
         return
+    set_adapter(model, name)
     touched = [m for *_, m in linear_layers(model) if isinstance(m, LoraLinear) and name in m.updates]
+    if not all(isinstance(module.updates[name], LoraUpdate) for module in touched):
+        raise ValueError(f"{name!r} is a fusion, whose mix depends on the text; it cannot be merged")
     if any(isinstance(module.base, FourBitLinear) for module in touched):
         raise ValueError("an update cannot be merged into 4-bit weights in place; merge.py offers three ways")
     with torch.no_grad():
@@ -312,6 +320,8 @@ def merged_model(model, name, dense=dense_weight):
     """
     set_adapter(model, name)
     unmerge(model)
+    if name in getattr(model, "fusions", {}):
+        raise ValueError(f"{name!r} is a fusion, whose mix depends on the text; it cannot be merged")
     for _, parent, attribute, module in list(linear_layers(model)):
         base = module.base if isinstance(module, LoraLinear) else module
         plain = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device=base.weight.device)

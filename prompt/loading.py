@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.errors import InputError
-from model.adapters import read_adapter
+from model.adapters import adapter_name, read_adapter
 from model.source import resolve_model
 from reader import SETTINGS_FILE, Reader, ReaderSettings
 from training.folder import RunFolder, newest_finished
@@ -39,14 +39,6 @@ def open_reader(options):
     for one, settings in stored.all_settings.items():
         stored.all_settings[one] = stored.checked(adapt_settings(settings, options))
     return stored, " + ".join([name, *(one for one, _ in adapters)])
-
-
-def adapter_name(path):
-    """What an adapter is called: its folder's name, or its run's. runs/wiki/best/model is `wiki`."""
-    path = Path(path).absolute()
-    while path.name in ("model", "best") and path.parent.name:
-        path = path.parent
-    return path.name.replace(".", "_")
 
 
 def base_of(described):

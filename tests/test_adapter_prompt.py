@@ -8,7 +8,8 @@ import torch
 import infer
 from model.lora import LoraConfig, add_lora
 from prompt.display import Style
-from prompt.loading import adapter_name, open_reader
+from model.adapters import adapter_name
+from prompt.loading import open_reader
 from prompt.options import INFER_OPTIONS
 from prompt.session import Session
 from common.errors import InputError

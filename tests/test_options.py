@@ -232,6 +232,14 @@ def test_deep_tables_are_opened_without_recursion(tmp_path):
     assert message == f"R: {place}.lr: expected a finite number, above 0, found 0"
 
 
+def test_two_recipes_are_refused(tmp_path):
+    for name in ("a.toml", "b.toml"):
+        (tmp_path / name).write_text("")
+    argv = ["--recipe", f"{tmp_path}/a.toml", f"--recipe={tmp_path}/b.toml"]
+    assert refusal(*argv) == "--recipe: given twice, and options come from one recipe; merge the files"
+    assert read("--recipe", f"{tmp_path}/a.toml").origins
+
+
 def test_unreadable_recipes_are_refused(tmp_path):
     assert refusal("--recipe", str(tmp_path)) == f"{tmp_path}: this is a folder, and a file is expected here"
     missing = tmp_path / "none.toml"

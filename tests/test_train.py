@@ -186,10 +186,10 @@ def test_patience_stops_early_and_the_best_is_kept(case, tmp_path, monkeypatch, 
     assert train.main(case(eval_every=2, patience=2, max_steps=20)) == 0
     metrics = read(tmp_path / "run" / "metrics.json")
     assert [e["step"] for e in metrics["evaluations"]] == [2, 4, 6, 8]
-    assert (metrics["steps"], metrics["best_step"], metrics["f1"]) == (8, 4, 30.0)
+    assert (metrics["steps"], metrics["best_step"], metrics["f1"]) == (8, 6, 30.0)  # of equals the later
     printed = capsys.readouterr().out
-    assert printed.count(", the best so far") == 2
-    # the best weights are those of step 4, not the last
+    assert printed.count(", the best so far") == 3
+    # the best weights are those of step 6, not the last
     newest = load_file(complete_checkpoints(tmp_path / "run" / "checkpoints")[-1] / "model.safetensors")
     best = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert not torch.equal(newest["qa_outputs.weight"], best["qa_outputs.weight"])

@@ -26,7 +26,8 @@ TRAIN_OPTIONS = (
            maximum=0.9),
     Option("attention_dropout", float, None, "The same for attention probabilities.", MODEL, minimum=0, maximum=0.9),
     Option("tune", str, "full", "What learns: everything, the head alone, biases and head, LoRA adapter and head "
-           "(qlora: with --quant nf4 and --checkpointing), or virtual tokens and head.", MODEL, choices=METHODS),
+           "(qlora: with --quant nf4 and --checkpointing), virtual tokens and head, or a fusion of --adapter and head.",
+           MODEL, choices=METHODS),
     Option("quant", str, None, "Hold the frozen encoder in 4 bits, single without double quantisation.", MODEL,
            choices=QUANTS),
     Option("lora_rank", int, 8, "Rank of LoRA's updates.", LORA, minimum=1, maximum=4096),
@@ -41,6 +42,8 @@ TRAIN_OPTIONS = (
     Option("lora_plus_ratio", float, 1.0, "How much faster B learns than A (LoRA+).", LORA, above=0),
     Option("prompt_tokens", int, 20, "Virtual tokens of --tune prompt.", LORA, minimum=1, maximum=400),
     Option("prompt_text", str, None, "Begin the virtual tokens as the words of this text, repeated.", LORA),
+    Option("adapter", Path, None, "Adapters that --tune fusion mixes, two or more folders or runs.", LORA, many=True,
+           metavar="FOLDER"),
     Option("checkpointing", bool, False, "Keep less of the forward pass and compute it again: slower, less memory.",
            MODEL),
     Option("epochs", float, 2.0, "Passes over the training windows.", LOOP, above=0, maximum=1000),

@@ -50,7 +50,9 @@ def settle_options(options):
     if options.window_overlap is None and options.window_step is None:
         options = options.replace("default", window_overlap=min(128, options.window_length // 3))
     WindowSettings(options.window_length, options.window_overlap, options.window_step).check()
-    for name in ("train", "dev"):  # absolute, so that --resume finds them from any folder
+    if (options.tune == "fusion") != (len(options.adapter or ()) >= 2):
+        raise InputError("--tune fusion and --adapter belong together: name at least two adapters to mix")
+    for name in ("train", "dev", "adapter"):  # absolute, so that --resume finds them from any folder
         paths = getattr(options, name)
         if paths:
             options = options.replace(options.origins[name], **{name: [path.resolve() for path in paths]})

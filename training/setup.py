@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,7 +11,8 @@ from common.errors import InputError
 from common.files import read_bytes, read_json, write_atomic, write_folder, write_json
 from data.decode import DecodeSettings
 from data.windows import WindowSettings
-from model.adapters import is_adapter
+from model.adapters import adapter_name, is_adapter
+from model.fusion import add_fusion, is_fusion, tune_fusion
 from model.lora import LoraConfig
 from model.prompts import PromptedBert, tune_prompt
 from model.tune import tune_bitfit, tune_full, tune_head, tune_lora
@@ -39,7 +41,7 @@ def build_reader(source, options, device, precision, may_lack_answer):
         attention_dropout=options.attention_dropout,
     )
     reader.model.bert.encoder.gradient_checkpointing = options.checkpointing
-    if not is_adapter(source.folder):
+    if not is_adapter(source.folder) and not is_fusion(source.folder):
         reader.base = source.name, source.revision
     tune(reader, options)
     return reader
@@ -58,6 +60,13 @@ def tune(reader, options):
             tune_prompt(model, options.prompt_tokens, reader.tokenizer.encode(text, add_special_tokens=False).ids)
             reader.settings = reader.settings  # checked again: virtual tokens take positions
             return
+        if options.tune == "fusion":
+            for folder in options.adapter:
+                reader.load_adapter(adapter_of_run(folder), adapter_name(folder), settings=reader.settings)
+            reader.all_settings["fusion"] = reader.settings
+            add_fusion(model, "fusion", [adapter_name(folder) for folder in options.adapter])
+            tune_fusion(model)
+            return
         {"full": tune_full, "head": tune_head, "bitfit": tune_bitfit}[options.tune](model)
         return
     continued = reader.adapter is not None
@@ -65,6 +74,12 @@ def tune(reader, options):
     tune_lora(model, lora_config(options))
     if not continued:
         reader.settings = settings
+
+
+def adapter_of_run(folder):
+    """The adapter's own folder, where a run is named."""
+    inside = Path(folder) / "model"
+    return inside if is_adapter(inside) else folder
 
 
 def lora_config(options):
@@ -118,15 +133,18 @@ def plan_steps(options, steps_per_epoch, has_dev):
 
 
 def save_best(run, state, reader, result):
-    """Record an evaluation in `state`; when its F1 is the best, write reader, predictions and scores to best/."""
+    """Record an evaluation in `state`; when none has a better F1, write reader, predictions and scores to best/.
+
+    Of equals the later one is kept, which learned more; for --patience it is no gain.
+    """
     record = {"step": state.step, **result.scores, "null_threshold": result.threshold, "windows": result.windows,
               "eval_seconds": result.seconds}
     state.evaluated_step = state.step
     state.evaluations.append(record)
-    if result.scores["f1"] <= state.best_score:
-        state.without_gain += 1
+    state.without_gain = 0 if result.scores["f1"] > state.best_score else state.without_gain + 1
+    if result.scores["f1"] < state.best_score:
         return
-    state.best_score, state.best_step, state.without_gain = result.scores["f1"], state.step, 0
+    state.best_score, state.best_step = result.scores["f1"], state.step
     reader.settings = replace(reader.settings, null_threshold=result.threshold)
     files = prediction_files(result.predictions, result.threshold, result.threshold is not None)
 
