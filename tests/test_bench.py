@@ -1,0 +1,65 @@
+"""The data tools behind the measurements: splits that share no context, questions moved to where they lack an answer."""
+
+import json
+
+from bench import split, unanswerable
+from tests.tiny_model import SAMPLE
+
+
+def questions(path):
+    """(id, context, question record) of a nested file."""
+    for article in json.loads(path.read_text(encoding="utf-8"))["data"]:
+        for paragraph in article["paragraphs"]:
+            for question in paragraph["qas"]:
+                yield question["id"], paragraph["context"], question
+
+
+def test_a_split_keeps_every_question_and_shares_no_context(tmp_path):
+    for by in ("paragraph", "article"):
+        kept, held = tmp_path / "kept.json", tmp_path / "held.json"
+        argv = [str(SAMPLE / "train.json"), "--share", "0.3", "--by", by, "--out", str(kept), str(held)]
+        assert split.main(argv) == 0
+        parts = [list(questions(path)) for path in (kept, held)]
+        whole = sorted(name for name, _, _ in questions(SAMPLE / "train.json"))
+        assert sorted(name for part in parts for name, _, _ in part) == whole
+        assert parts[0] and parts[1] and not {c for _, c, _ in parts[0]} & {c for _, c, _ in parts[1]}
+
+
+def source(path):
+    paragraphs = []
+    for number in range(7):
+        context = f"Chapter {number} tells of the lighthouse keeper. The keeper was called Name{number % 3}."
+        answer = f"Name{number % 3}"
+        paragraphs.append({"context": context, "qas": [
+            {"id": f"q{number}", "question": f"What was the lighthouse keeper of chapter {number} called?",
+             "answers": [{"text": answer, "answer_start": context.index(answer)}]},
+            {"id": f"n{number}", "question": "Who was king?", "answers": [], "is_impossible": True},
+        ]})
+    path.write_text(json.dumps({"version": "1.1", "data": [{"title": "Lights", "paragraphs": paragraphs}]}))
+    return path
+
+
+def test_moved_questions_have_no_answer_where_they_stand(tmp_path):
+    out = tmp_path / "mixed.json"
+    assert unanswerable.main([str(source(tmp_path / "in.json")), "--share", "1", "--out", str(out)]) == 0
+    found = list(questions(out))
+    home = {q: (context, record) for q, context, record in found if not q.endswith("-moved")}
+    moved = [(q.removesuffix("-moved"), context, record) for q, context, record in found if q.endswith("-moved")]
+    assert len(home) == 14 and len(moved) == 7  # the unanswerable ones stay alone
+    for name, context, record in moved:
+        first, original = home[name]
+        assert record["is_impossible"] is True and record["answers"] == [] and context != first
+        assert record["question"] == original["question"] and original["is_impossible"] is False
+        assert not any(answer["text"].lower() in context.lower() for answer in original["answers"])
+    assert unanswerable.main([str(tmp_path / "none.json"), "--share", "1", "--out", str(out)]) == 2
+
+
+def test_the_paragraph_that_shares_most_words_is_taken(tmp_path):
+    texts = ["The comet was found in March.", "Nothing about it.", "The comet returned, and many saw the comet."]
+    answer = {"text": "March", "answer_start": 23}
+    question = {"id": "a", "question": "When was the comet found by many?", "answers": [answer]}
+    paragraphs = [{"context": text, "qas": [question] if text is texts[0] else []} for text in texts]
+    made, count = unanswerable.add_moved([{"title": "", "paragraphs": paragraphs}], 1.0, 0)
+    assert count == 1 and [len(p["qas"]) for p in made[0]["paragraphs"]] == [1, 0, 1]
+    again, none = unanswerable.add_moved([{"title": "", "paragraphs": paragraphs[:1]}], 1.0, 0)
+    assert none == 0 and len(again[0]["paragraphs"][0]["qas"]) == 1
