@@ -1,4 +1,4 @@
-"""The data tools behind the measurements: splits that share no context, questions moved to where they lack an answer."""
+"""The tools behind the measurements: splits that share no context, moved questions, the table of methods."""
 
 import json
 
@@ -63,3 +63,29 @@ def test_the_paragraph_that_shares_most_words_is_taken(tmp_path):
     assert count == 1 and [len(p["qas"]) for p in made[0]["paragraphs"]] == [1, 0, 1]
     again, none = unanswerable.add_moved([{"title": "", "paragraphs": paragraphs[:1]}], 1.0, 0)
     assert none == 0 and len(again[0]["paragraphs"][0]["qas"]) == 1
+
+
+def test_methods_are_trained_chosen_and_scored(tmp_path, monkeypatch, capsys, tiny_encoder_folder):
+    from bench import methods
+    from tests.tiny_run import write_squad
+
+    for name, numbers in (("train", range(9)), ("held", range(9, 12)), ("score", range(12, 15))):
+        write_squad(tmp_path / f"{name}.json", numbers, with_null=False)
+    base = ["--model", str(tiny_encoder_folder), "--window-length", "64", "--device", "cpu"]
+    monkeypatch.setattr(methods, "ROWS", {"full": (base, (1e-3, 1e-2)), "lora": ([*base, "--tune", "lora"], (1e-2,))})
+    argv = ["--train", "train.json", "--held-out", "held.json", "--score", "score.json", "--steps", "2"]
+    argv = [str(tmp_path / a) if a.endswith("json") else a for a in argv]
+    argv += ["--rows", "full", "lora", "--out", str(tmp_path / "out"), "--questions", "2"]
+    assert methods.main(argv) == 0
+    table = json.loads((tmp_path / "out/table.json").read_text())
+    assert [row["row"] for row in table] == ["full", "lora"] and table[0]["questions"] == 2
+    files = {rate: tmp_path / f"out/full-{rate}/metrics.json" for rate in ("0.001", "0.01")}
+    held = {rate: json.loads(path.read_text())["f1"] for rate, path in files.items()}
+    assert table[0]["held_out_f1"] == held and held[f"{table[0]['lr']:g}"] == max(held.values())
+    assert table[1]["trainable_parameters"] < table[0]["trainable_parameters"]
+    assert table[1]["bytes_on_disk"] < table[0]["bytes_on_disk"] / 5
+    shown = capsys.readouterr().out
+    assert "| lora | 0.01 |" in shown
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")}
+    assert methods.main(argv) == 0  # nothing is trained twice
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")} == stamps

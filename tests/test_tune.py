@@ -76,6 +76,8 @@ def test_a_lora_run_is_an_adapter_that_infer_opens(place, tmp_path, capsys):
     assert {path.name for path in (out / "model").iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "reader.json"
     }
+    learned = 3 * 2 * 2 * 3 * 35 + 2 * 36
+    assert json.loads((out / "metrics.json").read_text())["trainable_parameters"] == learned
     config = json.loads((out / "model/adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (3, 7, 0.1)
     assert config["base_model_name_or_path"] == str(place[1])

@@ -161,6 +161,7 @@ def save_best(run, state, reader, result):
 def write_results(run, state, reader, dev_set):
     """Fill the run's folder with model/, the prediction files and metrics.json; returns the best scores or None."""
     metrics, scores = {}, None
+    trainable, total = parameter_counts(reader.model)  # before best/ is opened, where nothing is frozen
     if run.best.is_dir():
         reader = Reader.load(run.best / "model", device=str(reader.device), precision=reader.precision)
         for name in PREDICTION_FILES:
@@ -170,7 +171,6 @@ def write_results(run, state, reader, dev_set):
         metrics["best_step"] = scores["step"]
         metrics["seconds_per_question"] = latency(reader, dev_set.examples)
     write_folder(run.model, reader.save)
-    trainable, total = parameter_counts(reader.model)
     timed = state.timed_seconds
     metrics |= {
         "steps": state.step,

@@ -1,0 +1,102 @@
+"""Compare what --tune offers: python -m bench.methods --train FILE… --held-out FILE --score FILE --out DIR
+
+Every row (full, head, bitfit, lora on query and value, lora on all linear layers, dora, qlora, prompt) is trained at
+three learning rates; the rate is chosen on the held-out questions and that run alone is scored on a fixed sample of
+--score. Runs are ordinary runs of train.py under DIR: what is finished is not repeated, what was interrupted goes on.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LORA = ["--tune", "lora", "--lora-rank", "16", "--lora-alpha", "32"]
+ALL = ["--lora-targets", "all-linear"]
+ROWS = {  # name: flags, learning rates
+    "full": (["--tune", "full"], (1e-4, 2e-4, 4e-4)),
+    "head": (["--tune", "head"], (1e-3, 3e-3, 1e-2)),
+    "bitfit": (["--tune", "bitfit"], (5e-4, 1e-3, 2e-3)),
+    "lora-qv": (LORA, (5e-4, 1e-3, 2e-3)),
+    "lora-all": ([*LORA, *ALL], (5e-4, 1e-3, 2e-3)),
+    "dora-all": ([*LORA, *ALL, "--dora"], (5e-4, 1e-3, 2e-3)),
+    "qlora-all": ([*LORA, *ALL, "--tune", "qlora"], (5e-4, 1e-3, 2e-3)),
+    "prompt": (["--tune", "prompt"], (3e-3, 1e-2, 3e-2)),
+}
+
+
+def run_folder(options, row, rate):
+    """Where the run of one row and rate lives."""
+    return options.out / f"{row}-{rate:g}"
+
+
+def train(options, row, rate):
+    """Train one run to its end, or go on with it; returns its metrics."""
+    out = run_folder(options, row, rate)
+    if not (out / "metrics.json").is_file():
+        fresh = [
+            "--train", *map(str, options.train), "--dev", str(options.held_out), "--max-steps", str(options.steps),
+            "--batch-size", "16", "--dropout", "0", "--attention-dropout", "0", "--eval-every", str(options.steps),
+            "--seed", str(options.seed), "--lr", str(rate), *ROWS[row][0],
+        ]
+        begun = (out / "config.json").is_file()
+        argv = [sys.executable, str(ROOT / "train.py"), "--out", str(out), "--resume", *([] if begun else fresh)]
+        subprocess.run(argv, check=True)
+    return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+
+
+def bytes_on_disk(folder):
+    """Of a run's model/ without its tokenizer."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.suffix in (".safetensors", ".json"))
+
+
+def score(options, folder):
+    """EM and F1 of a run on the fixed sample."""
+    from reader import Reader
+    from training.evaluate import evaluate
+    from training.run import read_split
+
+    examples = read_split([options.score], options.questions, 0, False, "scoring").examples
+    reader = Reader.load(Path(folder) / "model")
+    lacking = any(not example.answers for example in examples)
+    scores = evaluate(reader, examples, may_lack_answer=lacking, threshold=reader.settings.null_threshold).scores
+    return {"exact": scores["exact"], "f1": scores["f1"], "questions": len(examples)}
+
+
+def main(argv=None):
+    """Train what is missing, print the table, write table.json; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.methods", description=__doc__.split("\n")[0])
+    parser.add_argument("--train", nargs="+", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--held-out", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--score", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--questions", type=int, default=2000, help="of --score, the same ones always")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    options = parser.parse_args(argv)
+    table = []
+    for row in options.rows:
+        runs = {rate: train(options, row, rate) for rate in ROWS[row][1]}
+        best = max(runs, key=lambda rate: runs[rate]["f1"])
+        folder, metrics = run_folder(options, row, best), runs[best]
+        table.append({
+            "row": row, "lr": best, **score(options, folder),
+            "held_out_f1": {f"{rate:g}": run["f1"] for rate, run in runs.items()},
+            "trainable_parameters": metrics["trainable_parameters"], "train_seconds": metrics["train_seconds"],
+            "peak_memory_bytes": metrics["peak_memory_bytes"], "bytes_on_disk": bytes_on_disk(folder / "model"),
+        })
+        print(json.dumps(table[-1]), flush=True)
+    (options.out / "table.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    print("| method | lr | EM | F1 | trainable | seconds | peak memory | on disk |\n|---|---|---|---|---|---|---|---|")
+    for r in table:
+        print(
+            f"| {r['row']} | {r['lr']:g} | {r['exact']:.2f} | {r['f1']:.2f} | {r['trainable_parameters']:,} | "
+            f"{r['train_seconds']:.0f} | {r['peak_memory_bytes'] / 1e9:.2f} GB | {r['bytes_on_disk'] / 1e6:.2f} MB |"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
