@@ -136,7 +136,7 @@ def read_tensors(folder):
     """Yield (file, name, tensor) one by one, so that a file is never held twice."""
     for path in weight_files(folder):
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(path, framework="pt", backend="pread") as file:  # mapped pages would count as memory held
                 for name in file.keys():
                     yield path, name, file.get_tensor(name)
         except FileNotFoundError:
@@ -205,7 +205,7 @@ def load_weights(model, folder):
                 )
             if not tensor.is_floating_point():
                 raise InputError(f"{path}: tensor {name} is {tensor.dtype}, and floating point is expected")
-            tensor = tensor.to(torch.float32, copy=True)  # a copy: the file's own pages can go
+            tensor = tensor.float()
             if not tensor.isfinite().all():
                 raise InputError(f"{path}: tensor {name} holds NaN or infinity; get it again")
             filled.add(ours)
