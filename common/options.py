@@ -32,7 +32,7 @@ class Option:
 
     `kind` is one of KINDS. A `default` of None means not set. `help` is one sentence, with the unit; `group`
     is the heading it stands under in --help. With `many` the value is a list of one or more. `minimum` and
-    `maximum` are inclusive bounds, `above` an exclusive one.
+    `maximum` are inclusive bounds, `above` an exclusive one. `alias` is another flag of the same meaning.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Option:
     above: float | None = None
     maximum: float | None = None
     metavar: str | None = None
+    alias: str | None = None
 
     @property
     def flag(self):
@@ -109,8 +110,7 @@ def parse(program, description, table, argv, epilog=""):
     """
     table = (*table, *OWN)
     _check_table(table)
-    argv = sys.argv[1:] if argv is None else argv
-    argv = [SHIELDED.sub(rf"\g<1>{SHIELD}", item) for item in argv]
+    argv = [SHIELDED.sub(rf"\g<1>{SHIELD}", item) for item in (sys.argv[1:] if argv is None else argv)]
     namespace, extras = _parser(program, description, table, epilog).parse_known_args(argv)
     problems = _unexpected(extras, argv, table)
     flags = {}
@@ -150,15 +150,15 @@ def _parser(program, description, table, epilog):
     for option in table:
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
-        note = f"{option.help.rstrip('.')} (default: {_default_note(option)})"
-        settings = {"dest": option.name, "help": note.replace("%", "%%")}
+        note = f"{option.help.rstrip('.')} (default: {_default_note(option)})".replace("%", "%%")
+        settings = {"dest": option.name, "help": note}
         if option.kind is bool:
             settings["action"] = argparse.BooleanOptionalAction
         else:  # values stay text here: argparse would stop at the first wrong one
             choices = "{" + ",".join(map(str, option.choices)) + "}" if option.choices else None
             settings["metavar"] = option.metavar or choices or KINDS[option.kind][1]
             settings |= {"nargs": "+", "action": "extend"} if option.many else {}
-        groups[option.group].add_argument(option.flag, **settings)
+        groups[option.group].add_argument(*filter(None, (option.flag, option.alias)), **settings)
     return parser
 
 
@@ -187,7 +187,7 @@ def _check_table(table):
 
 def _unexpected(extras, argv, table):
     """One problem for each thing argparse did not know; the values of an unknown flag are not told apart."""
-    flags = [option.flag for option in table] + ["--no-" + o.flag[2:] for o in table if o.kind is bool]
+    flags = [f for o in table for f in (o.flag, o.alias, o.kind is bool and f"--no-{o.flag[2:]}") if f]
     neighbours = set(zip(argv, argv[1:]))
     problems, owner = [], None  # owner: an unknown flag, or a value of one, that may have a value after it
     for item in extras:

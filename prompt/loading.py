@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.errors import InputError
-from model.adapters import adapter_name, read_adapter
+from model.adapters import SHIPPED, adapter_name, is_adapter, read_adapter
 from model.source import resolve_model
 from reader import SETTINGS_FILE, Reader, ReaderSettings
 from training.folder import RunFolder, newest_finished
@@ -59,8 +59,10 @@ def load_adapters(reader, adapters, name):
 
 
 def newest_run():
-    """The model of the newest finished run; InputError when there is none."""
+    """The model of the newest finished run, or the adapter that comes with the project; InputError without either."""
     folder = newest_finished(RUNS)
+    if folder is None and is_adapter(SHIPPED):
+        return SHIPPED
     if folder is None:
         raise InputError(
             f"there is no finished run under {RUNS}/: train a model with python train.py --dataset sample, "

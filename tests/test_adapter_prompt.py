@@ -40,7 +40,8 @@ def folders(tmp_path_factory, tiny_folder):
 
 
 def opened(*argv):
-    return open_reader(parse("infer.py", "", INFER_OPTIONS, ["--device", "cpu", "--precision", "fp32", *map(str, argv)]))
+    argv = ["--device", "cpu", "--precision", "fp32", *map(str, argv)]
+    return open_reader(parse("infer.py", "", INFER_OPTIONS, argv))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,8 @@ def test_the_prompt_switches_adapters():
         said.append(session.null_threshold)
     assert chosen == ["wiki", None]
     assert said == [
-        "  wiki", "* reviews", "  none", 2.5, "* wiki", "  reviews", "  none", 1.5, "  wiki", "  reviews", "* none", None,
+        "  wiki", "* reviews", "  none", 2.5, "* wiki", "  reviews", "  none", 1.5,
+        "  wiki", "  reviews", "* none", None,
         "there is no adapter wikki; the nearest is wiki", None,
     ]
     bare = Session(None, None, said.append, Style())
@@ -158,3 +160,30 @@ def test_8_bit_moments_go_on_bit_identically_and_are_not_paged_here():
     assert moments["state1"].dtype == moments["state2"].dtype == torch.uint8
     with pytest.raises(InputError, match="take adamw8bit"):
         make_optimizer(one, 0.01, kind="paged-adamw8bit")
+
+
+def test_the_adapter_that_comes_with_the_project_is_the_default(folders, tmp_path, monkeypatch, capsys):
+    import train
+    from training import run
+    from training.options import TRAIN_OPTIONS
+
+    monkeypatch.chdir(tmp_path)  # no runs/ here
+    for shipped, answers in ((tmp_path / "none", False), (folders[0], True)):
+        monkeypatch.setattr("prompt.loading.SHIPPED", shipped)
+        monkeypatch.setattr("training.run.SHIPPED", shipped)
+        code = infer.main(["--question", "Who?", "--context", TEXT, "--device", "cpu"])
+        said = capsys.readouterr()
+        assert (code == 0) is answers and ("no finished run" in said.err) is not answers
+
+    def settled(*argv):
+        options = run.settle_options(parse("train.py", "", TRAIN_OPTIONS, list(argv)))
+        return options.model, options.tune
+
+    assert settled() == settled("--dataset", "sample") == (str(folders[0]), "lora")
+    assert settled("--from", "minilm", "--tune", "full") == ("minilm", "full")
+    assert settled("--from", "minilm") == ("minilm", "full") and settled("--tune", "head") == ("minilm", "head")
+    assert settled("--dataset", "squad") == ("minilm", "full")
+    argv = ["--max-steps", "1", "--window-length", "64", "--window-overlap", "16", "--max-train-examples", "3",
+            "--max-dev-examples", "4", "--batch-size", "2", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert train.main(argv) == 0
+    assert json.loads((tmp_path / "out/model/adapter_config.json").read_text())["r"] == 3

@@ -82,7 +82,8 @@ def test_a_run_is_opened_killed_and_gone_on_with(place, tmp_path, capsys):
         assert nursery.run(argv, ("training.step", "span_loss", 8)) == -9
         assert nursery.run([*argv, "--resume"]) == 0
     whole = tmp_path / "whole/model"
-    assert {path.name for path in whole.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "reader.json"}
+    names = {"adapter_config.json", "adapter_model.safetensors", "reader.json"}
+    assert {path.name for path in whole.iterdir()} == names
     for path in whole.iterdir():
         assert path.read_bytes() == (tmp_path / "cut/model" / path.name).read_bytes()
     tensors = load_file(whole / "adapter_model.safetensors")
@@ -91,7 +92,8 @@ def test_a_run_is_opened_killed_and_gone_on_with(place, tmp_path, capsys):
     }
     reader = Reader.load(whole, device="cpu", precision="fp32")
     assert isinstance(reader.model.bert, PromptedBert) and reader.trained
-    assert infer.main(["--model", str(tmp_path / "whole"), "--question", "Who?", "--context", "A miller.", "--json"]) == 0
+    question = ["--question", "Who?", "--context", "A miller.", "--json"]
+    assert infer.main(["--model", str(tmp_path / "whole"), *question]) == 0
     capsys.readouterr()
     more = arguments(folder, whole, tmp_path / "more", **TUNE)
     assert train.main(more) == 0

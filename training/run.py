@@ -14,6 +14,7 @@ from common.files import write_json
 from data.download import cache_folder, fetch
 from data.readers import read_dataset
 from data.windows import WindowSettings
+from model.adapters import SHIPPED, is_adapter
 from training.folder import FORMAT
 
 FREE_ON_RESUME = ("resume", "out", "recipe", "print_config")
@@ -39,6 +40,8 @@ def settle_options(options):
         options = options.replace("default", dataset="sample")
     if options.dataset and options.train:
         raise InputError("--dataset and --train exclude each other: choose the named data or your own files")
+    if options.dataset == "sample" and not options.given("model") and not options.given("tune") and is_adapter(SHIPPED):
+        options = options.replace("default", model=str(SHIPPED), tune="lora")  # on from what can read already
     if options.tune == "qlora":
         options = options.replace("tune = qlora", **{
             name: value for name, value in (("quant", "nf4"), ("checkpointing", True)) if not options.given(name)
