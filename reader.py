@@ -21,7 +21,7 @@ from data.windows import WindowSet, WindowSettings
 from model.adapters import is_adapter, load_adapter, read_adapter, read_base, save_adapter
 from model.fusion import is_fusion, load_fusion, read_fusion, save_fusion
 from model.lora import adapter_names, set_adapter, switch_of
-from model.quant import QUANTS, FourBit
+from model.quant import QUANTS, FourBit, multiply_in_int8
 from model.prompts import PromptedBert, is_prompt, load_prompt, room, save_prompt
 from model.precision import autocast, choose_device, choose_precision
 from model.source import resolve_model
@@ -141,8 +141,8 @@ class Reader:
         """Open a model folder: config.json, model.safetensors, tokenizer, and reader.json where there is one.
 
         For the folder of an adapter the base that it names is opened first. settings: used instead of the folder's.
-        quant: one of QUANTS to hold the encoder in 4 bits, None in full, "stored" as the settings say. Raises
-        InputError with the reason when the folder cannot be used.
+        quant: one of QUANTS to hold the encoder in 4 bits, "int8" to multiply in 8, None in full, "stored" as the
+        settings say. Raises InputError with the reason when the folder cannot be used.
         """
         folder = Path(folder)
         if is_adapter(folder) or is_fusion(folder):
@@ -179,10 +179,14 @@ class Reader:
         precision = choose_precision(precision, device)
         stored = stored_quant(folder, precision)
         quant = settings.quant or (stored and stored.name) if quant == "stored" else quant
-        if quant is None and stored:
-            raise InputError(f"{folder}: its weights are stored in {stored.name}, so they cannot be had in full")
-        four_bit = FourBit.named(quant, precision) if quant else None
+        if stored and quant in (None, "int8"):
+            raise InputError(f"{folder}: its weights are stored in {stored.name}, so they cannot be had otherwise")
+        if quant == "int8" and device.type != "cpu":
+            raise InputError(f"--quant int8 is for CPUs, and the device is {device}")
+        four_bit = FourBit.named(quant, precision) if quant in QUANTS else None
         model, report = load_model(folder, dropout=dropout, attention_dropout=attention_dropout, four_bit=four_bit)
+        if quant == "int8":
+            multiply_in_int8(model)
         return cls(model, tokenizer, settings, device=device, precision=precision, report=report)
 
     def load_adapter(self, folder, name, *, settings=None):

@@ -21,7 +21,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from common.errors import InputError
-from model.quant import FourBitLinear, dense_weight
+from model.quant import LINEAR, FourBitLinear, dense_weight
 
 HEAD = "qa_outputs"
 ALL_LINEAR = "all-linear"
@@ -195,7 +195,7 @@ def linear_layers(model):
             continue
         for attribute, module in parent.named_children():
             full = f"{name}.{attribute}".removeprefix(".")
-            if isinstance(module, (nn.Linear, FourBitLinear, LoraLinear)) and full.split(".")[0] != HEAD:
+            if isinstance(module, (*LINEAR, LoraLinear)) and full.split(".")[0] != HEAD:
                 yield full, parent, attribute, module
 
 
@@ -293,8 +293,8 @@ def merge(model, name):
     touched = [m for *_, m in linear_layers(model) if isinstance(m, LoraLinear) and name in m.updates]
     if not all(isinstance(module.updates[name], LoraUpdate) for module in touched):
         raise ValueError(f"{name!r} is a fusion, whose mix depends on the text; it cannot be merged")
-    if any(isinstance(module.base, FourBitLinear) for module in touched):
-        raise ValueError("an update cannot be merged into 4-bit weights in place; merge.py offers three ways")
+    if not all(isinstance(module.base, nn.Linear) for module in touched):
+        raise ValueError("an update cannot be merged into rounded weights in place; merge.py offers three ways")
     with torch.no_grad():
         for module in touched:
             module.before_merge = module.base.weight.data

@@ -1,4 +1,4 @@
-"""4-bit weights (Dettmers et al. 2023, QLoRA, arXiv 2305.14314): a pass over the encoder's Linear layers.
+"""4-bit weights (Dettmers et al. 2023, QLoRA, arXiv 2305.14314), and 8-bit products: passes over the encoder's Linears.
 
 A weight is cut into blocks of 64 numbers. Each block keeps its largest magnitude (absmax) and, for every number, the
 index (4 bits) of the nearest of 16 code values times absmax: 64 numbers take 32 bytes + 4. Double quantisation stores
@@ -135,8 +135,49 @@ class FourBitLinear(nn.Module):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
+class Int8Linear(nn.Module):
+    """A Linear that multiplies in 8 bits, for answering on a CPU: half the time of bf16 where it has VNNI instructions.
+
+    Weights are rounded row by row once, inputs token by token as they come: with s_w[m] = max |W[m]| / 127 and
+    s_x[t] = max |x[t]| / 127, y[t, m] = s_x[t] · s_w[m] · Σ x̂[t, n] ŵ[m, n] + b[m], the sum in exact int32. By
+    torch._int_mm: torch.ao's dynamic quantisation, which did this before, is announced for deletion.
+    """
+
+    def __init__(self, linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        weight = linear.weight.detach().float()
+        scale = weight.abs().amax(1).clamp(min=1e-30) / 127  # (M,)
+        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))  # (M, N)
+        self.register_buffer("scale", scale)
+        self.bias = linear.bias
+
+    def forward(self, x):
+        rows = x.reshape(-1, self.in_features)  # (R, N)
+        scale = rows.abs().amax(1, keepdim=True).float().clamp(min=1e-30) / 127  # (R, 1)
+        rounded = (rows / scale).round().to(torch.int8)
+        y = torch._int_mm(rounded, self.weight.t()) * scale * self.scale  # (R, M)
+        if self.bias is not None:
+            y = y + self.bias
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        return y.to(dtype).view(*x.shape[:-1], self.out_features)
+
+
+LINEAR = (nn.Linear, FourBitLinear, Int8Linear)
+
+
+def multiply_in_int8(model):
+    """Let every Linear of the encoder multiply in 8 bits, in place; the head, norms and embeddings stay."""
+    for parent in list(model.bert.encoder.modules()):
+        for attribute, module in list(parent.named_children()):
+            if isinstance(module, nn.Linear):
+                setattr(parent, attribute, Int8Linear(module))
+
+
 def dense_weight(linear):
     """The (M, N) weight of a Linear in fp32, dequantised if need be."""
+    if isinstance(linear, Int8Linear):
+        return linear.weight.float() * linear.scale[:, None]
     if not isinstance(linear, FourBitLinear):
         return linear.weight.detach().float()
     from bitsandbytes.functional import dequantize_4bit

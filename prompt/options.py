@@ -14,8 +14,8 @@ INFER_OPTIONS = (
            "finished run under runs/.", MODEL),
     Option("adapter", Path, None, "Folders of LoRA adapters, or of their runs; the last one answers first. Without "
            "--model on the base that the first of them names.", MODEL, many=True, metavar="FOLDER"),
-    Option("quant", str, None, "Hold the encoder in 4 bits, or in full (none); unset: as in training.", MODEL,
-           choices=("none", *QUANTS)),
+    Option("quant", str, None, "Hold the encoder in 4 bits, multiply in 8 (int8, on a CPU), or in full (none); unset: "
+           "as in training.", MODEL, choices=("none", *QUANTS, "int8")),
     Option("revision", str, None, "Commit, tag or branch of the hub's model.", MODEL),
     Option("precision", str, "auto", "Number format of the matrix products.", MODEL,
            choices=PRECISIONS),

@@ -10,12 +10,14 @@ import train
 from common.errors import InputError
 from model.lora import LoraConfig, LoraLinear, add_lora, linear_layers, merge, merged_model
 from model.nf4 import dequantise_nf4, dynamic_codes, nf4_codes, quantise_nf4
-from model.quant import QUANTS, FourBit, FourBitLinear, bitsandbytes_layers, dense_weight, quantise, weight_bytes
+from model.quant import (
+    QUANTS, FourBit, FourBitLinear, Int8Linear, bitsandbytes_layers, dense_weight, quantise, weight_bytes,
+)
 from model.weights import load_model
 from reader import Reader, ReaderSettings
 from tests.test_bert import VOCABULARY, ragged_batch, scalar_loss
 from tests.test_lora import dense_twin, logits, randomise
-from tests.tiny_model import make_model
+from tests.tiny_model import make_folder, make_model
 from tests.tiny_run import Nursery, arguments, write_squad
 
 SHAPES = [(64, 64), (35, 53), (7, 9), (1, 1), (1, 65), (5, 130), (128, 384), (97, 640)]
@@ -195,7 +197,7 @@ def test_a_quantised_model_is_saved_and_read_back_exactly(tiny_folder, tmp_path,
     one, two = (load_file(folder / "model.safetensors") for folder in (tmp_path, twice))
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
     assert json.loads((tmp_path / "config.json").read_text())["quantization_config"]["bnb_4bit_quant_type"] == name[:3]
-    for quant in {None, "fp4-single" if name == "nf4" else "nf4"}:
+    for quant in {None, "int8", "fp4-single" if name == "nf4" else "nf4"}:
         with pytest.raises(InputError, match=f"stored in {name}"):
             Reader.load(tmp_path, quant=quant)
 
@@ -227,3 +229,43 @@ def test_damaged_4_bit_weights_are_refused(tiny_folder, tmp_path, sentence):
     with pytest.raises(InputError) as refusal:
         Reader.load(tmp_path, device="cpu", precision="fp32")
     assert sentence in str(refusal.value)
+
+
+def test_int8_is_the_rounded_product():
+    model = tiny()
+    layer = model.bert.encoder.layer[1].intermediate.dense
+    packed = Int8Linear(layer)
+    x = torch.randn(3, 7, 35, generator=torch.Generator().manual_seed(1))
+    x[0, 2] = 0
+    s_w = layer.weight.abs().amax(1) / 127
+    s_x = x.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+    w, q = (layer.weight / s_w[:, None]).round().double(), (x / s_x).round().double()
+    wanted = (q @ w.T) * s_x.double() * s_w.double() + layer.bias.double()
+    with torch.no_grad():
+        assert (packed(x) - wanted).abs().max() < 1e-5
+        assert 0 < (packed(x) - layer(x)).abs().max() < 0.02 * layer(x).abs().max()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert packed(x).dtype == torch.bfloat16
+    assert (dense_weight(packed) - layer.weight).abs().max() <= s_w.max() / 2 + 1e-6
+
+
+def test_a_reader_multiplies_in_int8_with_and_without_an_adapter(tmp_path):
+    folder = make_folder(tmp_path, initializer_range=0.05)  # with larger weights a tiny model amplifies any rounding
+    whole = Reader.load(folder, device="cpu", precision="fp32")
+    packed = Reader.load(folder, device="cpu", precision="fp32", quant="int8")
+    assert sum(isinstance(m, Int8Linear) for m in packed.model.modules()) == 18
+    text = "The mill was built by Ada Stone in 1807. It stands in Riga. " * 9
+    for reader in (whole, packed):
+        reader.all_settings["one"] = reader.all_settings[None]
+    before = packed.ask("Who built it?", text)[0]
+    one, two = (logits(reader.model.eval()) for reader in (whole, packed))
+    assert 1e-4 < (one - two).abs().max() < 0.1 * one.abs().max()
+    for reader in (whole, packed):
+        torch.manual_seed(0)
+        add_lora(reader.model, LoraConfig(3, 7.0), "one")
+        randomise(reader.model, "one")
+    assert packed.ask("Who built it?", text)[0] != before
+    one, two = (logits(reader.model.eval()) for reader in (whole, packed))
+    assert 1e-4 < (one - two).abs().max() < 0.1 * one.abs().max()
+    with pytest.raises(ValueError, match="rounded weights"):
+        merge(packed.model, "one")
