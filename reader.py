@@ -77,6 +77,9 @@ class ReaderSettings:
             value = getattr(decode, name)
             if type(value) is not int or value < 1:
                 raise InputError(f"{path}: decode.{name}: expected a whole number above 0, found {value!r}")
+        penalty = decode.length_penalty
+        if type(penalty) not in (int, float) or not 0 <= penalty < math.inf:
+            raise InputError(f"{path}: decode.length_penalty: expected a number of at least 0, found {penalty!r}")
         try:
             settings.windows.check()
         except InputError as error:

@@ -13,10 +13,15 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class DecodeSettings:
-    """n_best: spans kept per question. max_answer_tokens: longest answer, in tokens."""
+    """n_best: spans kept per question. max_answer_tokens: longest answer, in tokens.
+
+    length_penalty: taken off a span's end logit for each token after its first. Start and end are scored apart, so a
+    far pair may win that neither would choose knowing the other; of what a good value is, held-out questions tell.
+    """
 
     n_best: int = 20
     max_answer_tokens: int = 30
+    length_penalty: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +93,14 @@ def best_spans(start_logits, end_logits, answer_mask, settings):
     ends = end_logits.masked_fill(~answer_mask | ~end_logits.isfinite(), lowest)
     # ends_after[b, t, k] is the end logit of token t + k
     ends_after = torch.nn.functional.pad(ends, (0, L - 1), value=lowest).unfold(1, L, 1)  # (B, T, L)
+    if settings.length_penalty:
+        ends_after = ends_after - settings.length_penalty * torch.arange(L, device=ends.device)  # (B, T, L)
     scores = (starts[:, :, None] + ends_after).flatten(1)  # (B, T * L)
     top, place = scores.topk(min(settings.n_best, T * L), dim=1)  # (B, n)
     first = place // L
     last = first + place % L
     start_logit = starts.gather(1, first).masked_fill(top == lowest, lowest)
-    end_logit = ends.gather(1, last.clamp(max=T - 1))
+    end_logit = ends_after.flatten(1).gather(1, place)
     return tuple(x.cpu().numpy() for x in (first, last, start_logit, end_logit))
 
 

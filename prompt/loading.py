@@ -110,6 +110,8 @@ def adapt_settings(settings, options):
         windows = replace(windows, step=options.window_step, overlap=None)
     if options.max_answer_tokens is not None:
         decode = replace(decode, max_answer_tokens=options.max_answer_tokens)
+    if options.length_penalty is not None:
+        decode = replace(decode, length_penalty=options.length_penalty)
     if options.top_k is not None:
         decode = replace(decode, n_best=max(decode.n_best, options.top_k))
     threshold = settings.null_threshold if options.null_threshold is None else options.null_threshold

@@ -38,6 +38,8 @@ INFER_OPTIONS = (
            WINDOWS),
     Option("max_answer_tokens", int, None, "Longest answer, in tokens; unset: as stored.", WINDOWS,
            minimum=1),
+    Option("length_penalty", float, None, "Taken off an answer's score for each token after its first; unset: as "
+           "stored.", WINDOWS, minimum=0),
     Option("window_length", int, None, "Tokens in a window, question included; unset: as stored.", WINDOWS,
            minimum=8),
     Option("window_overlap", int, None, "Tokens that neighbouring windows share; unset: as stored.", WINDOWS,

@@ -24,33 +24,40 @@ def row(values):
     return torch.tensor([values], dtype=torch.float32)
 
 
-def every_pair(starts, ends, mask, max_tokens):
+def every_pair(starts, ends, mask, max_tokens, penalty=0.0):
     """(score, first, last) of all spans allowed, best first."""
     pairs = []
     for first, start in enumerate(starts):
         for last in range(first, min(first + max_tokens, len(ends))):
             if mask[first] and mask[last] and math.isfinite(start) and math.isfinite(ends[last]):
-                pairs.append((start + ends[last], first, last))
+                pairs.append((start + (ends[last] - penalty * (last - first)), first, last))
     return sorted(pairs, key=lambda pair: -pair[0])
 
 
-def check_candidates(starts, ends, mask, n_best, max_tokens):
-    found = best_spans(row(starts), row(ends), torch.tensor([mask]), DecodeSettings(n_best, max_tokens))
+def check_candidates(starts, ends, mask, n_best, max_tokens, penalty=0.0):
+    found = best_spans(row(starts), row(ends), torch.tensor([mask]), DecodeSettings(n_best, max_tokens, penalty))
     used = [c for c in zip(*(x[0].tolist() for x in found), strict=True) if c[2] != -INF]
-    expected = every_pair(starts, ends, mask, max_tokens)
+    expected = every_pair(starts, ends, mask, max_tokens, penalty)
     assert [start + end for _, _, start, end in used] == [score for score, _, _ in expected[:n_best]]
     places = {(first, last) for _, first, last in expected}
     assert len({(c[0], c[1]) for c in used}) == len(used)
     for first, last, start, end in used:
-        assert (first, last) in places and (start, end) == (starts[first], ends[last])
+        assert (first, last) in places and (start, end) == (starts[first], ends[last] - penalty * (last - first))
+
+
+def test_a_penalty_prefers_the_shorter_answer():
+    starts, ends = row([0.0, 5.0, 0.0, 0.0]), row([0.0, 0.0, 1.5, 1.75])
+    for penalty, place, end in ((0.0, [1, 3], 1.75), (0.5, [1, 2], 1.0), (2.0, [1, 1], 0.0)):
+        found = best_spans(starts, ends, torch.ones(1, 4, dtype=torch.bool), DecodeSettings(1, 9, penalty))
+        assert [int(x[0][0]) for x in found[:2]] == place and float(found[3][0][0]) == end
 
 
 @calm
-@given(st.data(), st.integers(1, 14), st.integers(1, 25), st.integers(1, 20))
-def test_best_spans_are_the_best_of_all_pairs(data, tokens, n_best, max_tokens):
+@given(st.data(), st.integers(1, 14), st.integers(1, 25), st.integers(1, 20), st.sampled_from([0.0, 0.25, 2.0]))
+def test_best_spans_are_the_best_of_all_pairs(data, tokens, n_best, max_tokens, penalty):
     logits = st.lists(odd_scores, min_size=tokens, max_size=tokens)
     mask = data.draw(st.lists(st.booleans(), min_size=tokens, max_size=tokens))
-    check_candidates(data.draw(logits), data.draw(logits), mask, n_best, max_tokens)
+    check_candidates(data.draw(logits), data.draw(logits), mask, n_best, max_tokens, penalty)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 7, 400])

@@ -67,6 +67,8 @@ TRAIN_OPTIONS = (
     Option("window_step", int, None, "Tokens from one window's start to the next, instead of an overlap.", WINDOWS,
            minimum=1),
     Option("max_answer_tokens", int, 30, "Longest answer, in tokens.", WINDOWS, minimum=1),
+    Option("length_penalty", float, 0.0, "Taken off an answer's score for each token after its first.", WINDOWS,
+           minimum=0),
     Option("n_best", int, 20, "Candidates kept per question.", WINDOWS, minimum=1),
     Option("out", Path, None, "Folder of the run; unset: runs/DATA-MODEL.", RUN, metavar="DIR"),
     Option("resume", bool, False, "Continue the run in --out exactly where its newest checkpoint stands.", RUN),

@@ -32,7 +32,7 @@ def build_reader(source, options, device, precision, may_lack_answer):
     """The Reader that is to be trained. A threshold of 0 stands until one is tuned."""
     settings = ReaderSettings(
         WindowSettings(options.window_length, options.window_overlap, options.window_step),
-        DecodeSettings(options.n_best, options.max_answer_tokens),
+        DecodeSettings(options.n_best, options.max_answer_tokens, options.length_penalty),
         0.0 if may_lack_answer else None,
         options.quant,
     )
