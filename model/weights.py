@@ -1,7 +1,6 @@
-"""Weights from and to Hugging Face folders: a literal map of names, every tensor accounted for.
+"""Weights from and to Hugging Face folders: every tensor accounted for (the maps of names are in names.py).
 
 A folder holds `config.json` and `model.safetensors` (or shards with `model.safetensors.index.json`).
-Names are read with or without the prefix `bert.`, and with TensorFlow's `LayerNorm.gamma` / `.beta`.
 """
 
 import hashlib
@@ -17,37 +16,9 @@ from safetensors.torch import save as to_safetensors
 from common.errors import InputError
 from common.files import read_json, write_json
 from model.bert import BertConfig, BertForQuestionAnswering
+from model.names import BERT
 from model.quant import FourBit, FourBitLinear, quantise
 
-# name in the file (its `bert.` taken off)               our parameter; {n} is the number of the block
-NAME_MAP = {
-    "embeddings.word_embeddings.weight": "bert.embeddings.word_embeddings.weight",
-    "embeddings.position_embeddings.weight": "bert.embeddings.position_embeddings.weight",
-    "embeddings.token_type_embeddings.weight": "bert.embeddings.token_type_embeddings.weight",
-    "embeddings.LayerNorm.weight": "bert.embeddings.LayerNorm.weight",
-    "embeddings.LayerNorm.bias": "bert.embeddings.LayerNorm.bias",
-    "encoder.layer.{n}.attention.self.query.weight": "bert.encoder.layer.{n}.attention.self.query.weight",
-    "encoder.layer.{n}.attention.self.query.bias": "bert.encoder.layer.{n}.attention.self.query.bias",
-    "encoder.layer.{n}.attention.self.key.weight": "bert.encoder.layer.{n}.attention.self.key.weight",
-    "encoder.layer.{n}.attention.self.key.bias": "bert.encoder.layer.{n}.attention.self.key.bias",
-    "encoder.layer.{n}.attention.self.value.weight": "bert.encoder.layer.{n}.attention.self.value.weight",
-    "encoder.layer.{n}.attention.self.value.bias": "bert.encoder.layer.{n}.attention.self.value.bias",
-    "encoder.layer.{n}.attention.output.dense.weight": "bert.encoder.layer.{n}.attention.output.dense.weight",
-    "encoder.layer.{n}.attention.output.dense.bias": "bert.encoder.layer.{n}.attention.output.dense.bias",
-    "encoder.layer.{n}.attention.output.LayerNorm.weight": "bert.encoder.layer.{n}.attention.output.LayerNorm.weight",
-    "encoder.layer.{n}.attention.output.LayerNorm.bias": "bert.encoder.layer.{n}.attention.output.LayerNorm.bias",
-    "encoder.layer.{n}.intermediate.dense.weight": "bert.encoder.layer.{n}.intermediate.dense.weight",
-    "encoder.layer.{n}.intermediate.dense.bias": "bert.encoder.layer.{n}.intermediate.dense.bias",
-    "encoder.layer.{n}.output.dense.weight": "bert.encoder.layer.{n}.output.dense.weight",
-    "encoder.layer.{n}.output.dense.bias": "bert.encoder.layer.{n}.output.dense.bias",
-    "encoder.layer.{n}.output.LayerNorm.weight": "bert.encoder.layer.{n}.output.LayerNorm.weight",
-    "encoder.layer.{n}.output.LayerNorm.bias": "bert.encoder.layer.{n}.output.LayerNorm.bias",
-    "qa_outputs.weight": "qa_outputs.weight",
-    "qa_outputs.bias": "qa_outputs.bias",
-}
-# What other heads leave in a file, and a buffer of positions 0, 1, 2...: known, and not needed here.
-LEFT_OUT = re.compile(r"(pooler\..*|cls\..*|classifier\..*|embeddings\.position_ids)")
-HEAD = ("qa_outputs.weight", "qa_outputs.bias")
 # What stands beside a weight that is stored in 4 bits: `query.weight` is bytes, and `query.weight.absmax` one of these.
 PACKED = re.compile(
     r"(.+\.weight)(\.absmax|\.quant_map|\.nested_absmax|\.nested_quant_map|\.quant_state\.bitsandbytes__(?:nf4|fp4))"
@@ -85,17 +56,6 @@ def head_name(name):
     """The first part of a left-out tensor's name, enough to tell what it was for."""
     name = name.removeprefix("bert.")
     return name if name.startswith("embeddings.") else name.split(".")[0] + ".*"
-
-
-def canonical_name(name):
-    """A file's name as NAME_MAP spells it, with the block's number: ('encoder.layer.{n}.…', '3')."""
-    name = name.removeprefix("bert.")
-    name = re.sub(r"(?<=LayerNorm\.)gamma$", "weight", name)
-    name = re.sub(r"(?<=LayerNorm\.)beta$", "bias", name)
-    number = re.match(r"encoder\.layer\.(\d+)\.", name)
-    if number:
-        name = name.replace(number[0], "encoder.layer.{n}.", 1)
-    return name, number[1] if number else ""
 
 
 def read_config(folder):
@@ -169,6 +129,74 @@ def place(slot, tensor):
         getattr(module, attribute).copy_(tensor)
 
 
+class Intake:
+    """Puts the tensors of a folder into a model's slots, one by one, and keeps account of them."""
+
+    def __init__(self, model, folder, names=BERT):
+        self.folder, self.names, self.slots = folder, names, slots(model)
+        self.used, self.left_out, self.digests = [], [], []
+        self.filled, self.packed = set(), {}  # packed: our name -> what is there of a weight stored in 4 bits
+
+    def take(self, path, name, tensor):
+        """Place one tensor; InputError where it does not fit."""
+        whole, suffix = match.groups() if (match := PACKED.fullmatch(name)) else (name, "")
+        ours = self.names.ours(whole)
+        if ours is None:
+            self.left_out.append(name)
+            return
+        if ours not in self.slots:
+            raise InputError(f"{path}: tensor {name} has no place in a {self.names.family} of this config.json")
+        self.used.append(name)
+        if suffix or tensor.dtype == torch.uint8:
+            if not isinstance(self.slots[ours][0], FourBitLinear):
+                raise InputError(f"{path}: tensor {name} belongs to a weight in 4 bits, and config.json names none")
+            self.packed.setdefault(ours, {})[suffix] = tensor
+            self.note(ours + suffix, tensor)
+            return
+        if ours in self.filled:
+            raise InputError(f"{path}: tensor {name} stands for {ours}, which came already")
+        tensor = checked(path, name, tensor, self.slots[ours][2])
+        self.filled.add(ours)
+        self.note(ours, tensor)
+        place(self.slots[ours], tensor)
+
+    def note(self, ours, tensor):
+        """Let a tensor take part in the fingerprint; heads do not."""
+        if ours not in self.names.head:
+            digest = hashlib.sha256(tensor.contiguous().numpy()).hexdigest()
+            self.digests.append(f"{ours} {tuple(tensor.shape)} {digest}")
+
+    def finish(self):
+        """Unpack what came in 4 bits, and refuse a model with anything but its head missing; returns a LoadReport."""
+        for ours, tensors in self.packed.items():
+            try:
+                self.slots[ours][0].fill_packed(tensors)
+            except ValueError as error:
+                raise InputError(f"{self.folder}: {ours}: {error}; get the files again") from None
+            self.filled.add(ours)
+        missing = [name for name in self.slots if name not in self.filled]
+        if missing and set(missing) != set(self.names.head):
+            lost = [name for name in missing if name not in self.names.head] or missing
+            raise InputError(
+                f"{self.folder}: the weights lack {lost[0]} and {len(lost) - 1} more that config.json asks for"
+            )
+        fingerprint = hashlib.sha256("\n".join(sorted(self.digests)).encode()).hexdigest()
+        return LoadReport(tuple(self.used), tuple(self.left_out), tuple(missing), fingerprint)
+
+
+def checked(path, name, tensor, shape):
+    """The tensor in fp32; InputError unless it has this shape and holds finite numbers."""
+    if tensor.shape != shape:
+        raise InputError(f"{path}: tensor {name} has shape {tuple(tensor.shape)}, and config.json asks for {shape}")
+    if not tensor.is_floating_point():
+        raise InputError(f"{path}: tensor {name} is {tensor.dtype}, and floating point is expected")
+    tensor = tensor.float()
+    if not tensor.isfinite().all():
+        raise InputError(f"{path}: tensor {name} holds NaN or infinity; get it again")
+    return tensor
+
+
+@torch.no_grad()
 def load_weights(model, folder):
     """Put a folder's tensors into `model`, in place, as fp32; returns a LoadReport.
 
@@ -177,57 +205,14 @@ def load_weights(model, folder):
     Raises InputError when a tensor is unknown, twice there, of the wrong shape, not of floating point or
     not finite, or when any but the head's parameters stays without one.
     """
-    parameters = slots(model)
-    used, left_out, filled, digests, packed = [], [], set(), [], {}
-    with torch.no_grad():
-        for path, name, tensor in read_tensors(folder):
-            whole, suffix = match.groups() if (match := PACKED.fullmatch(name)) else (name, "")
-            canonical, number = canonical_name(whole)
-            if LEFT_OUT.fullmatch(canonical):
-                left_out.append(name)
-                continue
-            ours = NAME_MAP.get(canonical, "").replace("{n}", number)
-            if ours not in parameters:
-                raise InputError(f"{path}: tensor {name} has no place in a BERT of this config.json")
-            if isinstance(parameters[ours][0], FourBitLinear) and (suffix or tensor.dtype == torch.uint8):
-                packed.setdefault(ours, {})[suffix] = tensor
-                used.append(name)
-                digests.append(f"{ours}{suffix} {hashlib.sha256(tensor.contiguous().numpy()).hexdigest()}")
-                continue
-            if suffix or tensor.dtype == torch.uint8:
-                raise InputError(f"{path}: tensor {name} belongs to a weight in 4 bits, and config.json names none")
-            if ours in filled:
-                raise InputError(f"{path}: tensor {name} stands for {ours}, which came already")
-            shape = parameters[ours][2]
-            if tensor.shape != shape:
-                raise InputError(
-                    f"{path}: tensor {name} has shape {tuple(tensor.shape)}, and config.json asks for {shape}"
-                )
-            if not tensor.is_floating_point():
-                raise InputError(f"{path}: tensor {name} is {tensor.dtype}, and floating point is expected")
-            tensor = tensor.float()
-            if not tensor.isfinite().all():
-                raise InputError(f"{path}: tensor {name} holds NaN or infinity; get it again")
-            filled.add(ours)
-            used.append(name)
-            if ours not in HEAD:
-                digests.append(f"{ours} {shape} {hashlib.sha256(tensor.contiguous().numpy()).hexdigest()}")
-            place(parameters[ours], tensor)
-        for ours, tensors in packed.items():
-            try:
-                parameters[ours][0].fill_packed(tensors)
-            except ValueError as error:
-                raise InputError(f"{folder}: {ours}: {error}; get the files again") from None
-            filled.add(ours)
-        missing = [name for name in parameters if name not in filled]
-        if missing and set(missing) != set(HEAD):
-            lost = [name for name in missing if name not in HEAD] or missing
-            raise InputError(f"{folder}: the weights lack {lost[0]} and {len(lost) - 1} more that config.json asks for")
-        if missing and model.qa_outputs.weight.is_meta:
-            model.qa_outputs.to_empty(device="cpu")
-            model.initialise(model.qa_outputs)
-    fingerprint = hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
-    return LoadReport(tuple(used), tuple(left_out), tuple(missing), fingerprint)
+    intake = Intake(model, folder)
+    for path, name, tensor in read_tensors(folder):
+        intake.take(path, name, tensor)
+    report = intake.finish()
+    if report.new and model.qa_outputs.weight.is_meta:
+        model.qa_outputs.to_empty(device="cpu")
+        model.initialise(model.qa_outputs)
+    return report
 
 
 def check_size(config, folder):

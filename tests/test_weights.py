@@ -15,7 +15,8 @@ from data.examples import Example
 from data.tokenizer import load_tokenizer, save_tokenizer
 from data.windows import WindowSet, WindowSettings
 from model.bert import BertForQuestionAnswering
-from model.weights import NAME_MAP, load_model, load_weights, read_config, save_weights
+from model.names import BERT_TABLE
+from model.weights import load_model, load_weights, read_config, save_weights
 from tests.tiny_model import make_folder
 
 TENSORS = 55  # of a model of three layers: 5 of embeddings, 16 in each block, 2 of the head
@@ -63,13 +64,13 @@ def old_spelling(name):
 def test_the_name_map_covers_a_model_exactly(tiny_folder):
     model = BertForQuestionAnswering(read_config(tiny_folder))
     blocks = [str(n) for n in range(read_config(tiny_folder).num_hidden_layers)]
-    per_block = [ours for ours in NAME_MAP.values() if "{n}" in ours]
-    expanded = [ours for ours in NAME_MAP.values() if ours not in per_block]
+    per_block = [ours for ours in BERT_TABLE.values() if "{n}" in ours]
+    expanded = [ours for ours in BERT_TABLE.values() if ours not in per_block]
     expanded += [ours.replace("{n}", n) for ours in per_block for n in blocks]
     assert sorted(expanded) == sorted(dict(model.named_parameters()))
-    assert len(expanded) == TENSORS and len(NAME_MAP) == 5 + 16 + 2
+    assert len(expanded) == TENSORS and len(BERT_TABLE) == 5 + 16 + 2
     assert model.state_dict().keys() == dict(model.named_parameters()).keys()  # no buffers to forget
-    for theirs, ours in NAME_MAP.items():
+    for theirs, ours in BERT_TABLE.items():
         assert ours == (theirs if theirs.startswith("qa_outputs") else f"bert.{theirs}")
 
 
