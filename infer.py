@@ -53,6 +53,8 @@ def load(options):
     from prompt.loading import open_reader
 
     reader, name = open_reader(options)
+    for notice in reader.notices:
+        note(f"note: {notice}")
     note(f"model: {name}, computing in {reader.precision} on {reader.device}")
     return reader
 
@@ -111,6 +113,8 @@ def open_prompt(options):
     style = style_for(sys.stdout, os.environ)
 
     def choose(adapter):
+        if adapter is None and reader.report.head_is_new:
+            raise InputError("the bare model has no head for answers that was ever trained")
         reader.set_adapter(adapter)
         return reader.settings.null_threshold
 

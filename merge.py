@@ -49,46 +49,68 @@ def merge(options):
     """Score the ways if asked to, then write the chosen one."""
     from common.files import write_folder
     from model.adapters import is_adapter
+    from model.fusion import is_fusion
+    from model.prompts import is_prompt
     from model.source import resolve_model
     from prompt.loading import model_of_run
-    from reader import SETTINGS_FILE, ReaderSettings
     from training.run import read_split
 
     if options.adapter is None or options.out is None and not options.dev:
-        raise InputError("name an adapter with --adapter FOLDER, and --out DIR to write it merged or --dev FILE to score")
+        raise InputError("name an adapter with --adapter FOLDER, and --out DIR to write it or --dev FILE to score it")
+    if options.way is not None and options.out is None:
+        raise InputError("--way says what to write: name the folder with --out DIR")
     folder = resolve_model(str(model_of_run(str(options.adapter)))).folder
+    if is_fusion(folder) or is_adapter(folder) and is_prompt(folder):
+        kind = "a fusion, whose mix depends on the text" if is_fusion(folder) else "virtual tokens"
+        raise InputError(f"{options.adapter}: {kind}: not a change of weights, so it cannot be merged")
     if not is_adapter(folder):
         raise InputError(f"{options.adapter}: is a whole model; only adapters are merged")
     if options.out is not None and options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise InputError(f"{options.out}: is there already; choose another --out")
-    stored = folder / SETTINGS_FILE
-    quant = ReaderSettings.from_file(stored).quant if stored.is_file() else None
-    ways = WAYS if quant else WAYS[:1]
+    quant, ways = ways_of(folder)
     if options.way is not None and options.way not in ways:
-        raise InputError(f"--way {options.way}: this adapter was trained on full weights, so there is one way, original")
-    chosen = options.way
+        raise InputError(f"--way {options.way}: of this adapter's base there is {' and '.join(ways)} only")
+    chosen = options.way or (ways[0] if not options.dev else None)
     if options.dev:
         examples = read_split(options.dev, options.max_dev_examples, 0, False, "scoring").examples
         scores = {way: score(built(folder, way, quant, options), examples, way) for way in ("unmerged", *ways)}
         chosen = chosen or max(ways, key=lambda way: scores[way]["f1"])
     if options.out is not None:
-        reader = built(folder, chosen or "original", quant, options)
+        reader = built(folder, chosen, quant, options)
         write_folder(options.out, reader.save)
-        print(f"merged onto the {chosen or 'original'} weights; ask it: python infer.py --model {options.out}")
+        print(f"merged onto the {chosen} weights; ask it: python infer.py --model {options.out}")
     return 0
+
+
+def ways_of(folder):
+    """(how the base was held in training, the ways there are): a base stored in 4 bits has no original weights."""
+    from model.adapters import read_adapter
+    from model.source import resolve_model
+    from model.weights import stored_quant
+    from prompt.loading import base_of, quant_of
+
+    described = read_adapter(folder)
+    revision = described.revision if described.base != "minilm" else None
+    stored = stored_quant(resolve_model(base_of(described), revision=revision).folder)
+    if stored is not None:
+        return stored.name, WAYS[1:]
+    quant = quant_of(folder)
+    return quant, WAYS if quant else WAYS[:1]
 
 
 def built(folder, way, quant, options):
     """The Reader of an adapter, merged in one of the ways or "unmerged"."""
     from dataclasses import replace
 
-    from model.lora import merged_model
+    from model.merging import merged_model
     from model.quant import FourBit, quantise
     from reader import Reader
 
     reader = Reader.load(
         folder, device=options.device, precision=options.precision, quant=None if way == "original" else "stored"
     )
+    for notice in reader.notices if way in ("unmerged", "original") else ():
+        print(f"merge.py: note: {notice}", file=sys.stderr)
     if way == "unmerged":
         return reader
     settings = replace(reader.settings, quant=quant if way == "requantised" else None)

@@ -5,6 +5,7 @@ Training's evaluation, the prompt, a file of questions: all of them ask this cla
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from data.tokenizer import load_tokenizer, save_tokenizer
 from data.windows import WindowSet, WindowSettings
 from model.adapters import is_adapter, load_adapter, read_adapter, read_base, save_adapter
 from model.fusion import is_fusion, load_fusion, read_fusion, save_fusion
-from model.lora import adapter_names, set_adapter, switch_of
+from model.combining import combine
+from model.lora import adapter_names, remove_adapter, set_adapter, switch_of
 from model.quant import QUANTS, FourBit, multiply_in_int8
 from model.prompts import PromptedBert, is_prompt, load_prompt, room, save_prompt
 from model.precision import autocast, choose_device, choose_precision
@@ -97,7 +99,8 @@ class Reader:
     """Answers questions. Attributes: model, tokenizer, settings, device, precision, report (LoadReport).
 
     base: (name, revision) of the model that adapters saved from here belong to. Each adapter has settings of its
-    own, and `settings` are those of the active one. `predict` and `ask` change nothing, so threads may share a Reader.
+    own, and `settings` are those of the active one. notices: sentences on what was odd about adapters' files.
+    Threads may share a Reader: a prediction keeps the adapter and the settings that it began with.
     """
 
     def __init__(self, model, tokenizer, settings, *, device, precision, report=None, base=(None, None)):
@@ -105,10 +108,11 @@ class Reader:
         self.tokenizer = tokenizer
         self.device, self.precision, self.report, self.base = device, precision, report, base
         self.all_settings = {None: self.checked(settings)}  # adapter -> ReaderSettings; None: the bare base
+        self.notices = []
 
     @property
     def trained(self):
-        """Whether the span head that is in use was ever trained."""
+        """Whether the span head that is in use was ever trained; an adapter brings its own."""
         return not self.report.head_is_new or self.adapter is not None or isinstance(self.model.bert, PromptedBert)
 
     @property
@@ -154,7 +158,10 @@ class Reader:
             described = read_fusion(folder)[0] if fused else read_base(folder) if prompted else read_adapter(folder)
             if described.base is None:
                 raise InputError(f"{folder}: this adapter does not name its base; name it with --model")
-            base = resolve_model(described.base, revision=described.revision).folder
+            revision = described.revision if described.base != "minilm" else None  # a package's or the hub's: equal
+            base = resolve_model(described.base, revision=revision).folder
+            if is_adapter(base) or is_fusion(base):
+                raise InputError(f"{folder}: names {base} as its base, which is an adapter itself")
             stored = folder / SETTINGS_FILE
             if settings is None and stored.is_file():
                 settings = ReaderSettings.from_file(stored)
@@ -193,18 +200,28 @@ class Reader:
         return cls(model, tokenizer, settings, device=device, precision=precision, report=report)
 
     def load_adapter(self, folder, name, *, settings=None):
-        """Put an adapter beside those there are and switch it on; returns sentences on what was noticed.
+        """Put an adapter beside those there are and switch it on; what was odd about its files goes to `notices`.
 
         settings: used instead of its folder's reader.json; without either, the bare base's. Raises InputError for an
-        adapter of another base, ValueError for a name that is taken.
+        adapter of another base, without a head where the base has none that was trained, or of an unusable name.
         """
         path = Path(folder) / SETTINGS_FILE
         if settings is None:
             settings = ReaderSettings.from_file(path) if path.is_file() else self.all_settings[None]
         self.checked(settings)
-        described = load_adapter(self.model, folder, name, self.report.fingerprint)
+        described = load_adapter(self.model, folder, name, self.report.fingerprint, activate=False)
+        if not described.with_head and self.report.head_is_new:
+            remove_adapter(self.model, name)
+            raise InputError(f"{folder}: this adapter brings no span head, and its base has none that was trained")
+        self.notices += described.notices
         self.all_settings[name] = settings
-        return described.notices
+        set_adapter(self.model, name)
+
+    def combine(self, name, weights, method="linear", rank=None):
+        """Make adapter `name` of others (see `model.combining`) and switch it on, with the first one's settings."""
+        combine(self.model, name, weights, method, rank)
+        self.all_settings[name] = self.all_settings[next(iter(weights))]
+        set_adapter(self.model, name)
 
     def set_adapter(self, name):
         """Answer with this adapter from now on, with its windows and threshold; None is the bare base."""
@@ -226,30 +243,33 @@ class Reader:
         write_json(folder / SETTINGS_FILE, self.settings.to_dict())
 
     def predict(self, examples, *, offer_null=None, progress=None, tokens_per_batch=TOKENS_PER_BATCH):
-        """Yield the Prediction of each example, in order.
+        """Give the Prediction of each example, in order, one after the other as they are asked for.
 
         offer_null: whether "no answer" takes part in the probabilities; None leaves it to the settings.
         progress: something with update(questions), called as questions are finished. Questions go in
         chunks of CHUNK_QUESTIONS and a window's logits are reduced at once: memory does not grow with
         the number of questions, and with a text's length only by its tokens.
         """
+        adapter, settings = self.adapter, self.settings
         if offer_null is None:
-            offer_null = self.settings.null_threshold is not None
-        for first in range(0, len(examples), CHUNK_QUESTIONS):
-            yield from self._predict_chunk(
-                examples[first : first + CHUNK_QUESTIONS], offer_null, progress, tokens_per_batch
-            )
+            offer_null = settings.null_threshold is not None
+        return self._predict_chunks(examples, adapter, settings, offer_null, progress, tokens_per_batch)
 
-    def _predict_chunk(self, examples, offer_null, progress, tokens_per_batch):
-        windows = WindowSet(examples, self.tokenizer, self.settings.windows)
+    def _predict_chunks(self, examples, adapter, settings, offer_null, progress, tokens_per_batch):
+        for first in range(0, len(examples), CHUNK_QUESTIONS):
+            chunk = examples[first : first + CHUNK_QUESTIONS]
+            yield from self._predict_chunk(chunk, adapter, settings, offer_null, progress, tokens_per_batch)
+
+    def _predict_chunk(self, examples, adapter, settings, offer_null, progress, tokens_per_batch):
+        windows = WindowSet(examples, self.tokenizer, settings.windows)
         first_windows = np.searchsorted(windows.example, np.arange(len(examples)))
         found = [QuestionSpans() for _ in examples]
         remaining = np.bincount(windows.example, minlength=len(examples))
         if progress is not None:
             progress.update(int((remaining == 0).sum()))
-        n_best = self.settings.decode.n_best
+        n_best = settings.decode.n_best
         for batch in self._batches(windows, tokens_per_batch):
-            candidates, nulls = self._score(windows, batch)
+            candidates, nulls = self._score(windows, batch, adapter, settings.decode)
             for row, window in enumerate(batch):
                 example = windows.example[window]
                 found[example].add(
@@ -271,13 +291,14 @@ class Reader:
         return [runs[k] for k in np.random.default_rng(0).permutation(len(runs))]
 
     @torch.inference_mode()
-    def _score(self, windows, batch):
+    def _score(self, windows, batch, adapter, decode):
         """Candidates (see `best_spans`) and null logits (B, 2) of a batch of windows, as numpy."""
         self.model.eval()
         tensors = to_tensors(windows.fill(batch), self.device)
-        with autocast(self.device, self.precision):
+        switch = switch_of(self.model)
+        with autocast(self.device, self.precision), switch.using(adapter) if switch else nullcontext():
             start, end = self.model(tensors["input_ids"], tensors["token_type_ids"], tensors["attention_mask"])
-        candidates = best_spans(start, end, tensors["answer_mask"], self.settings.decode)
+        candidates = best_spans(start, end, tensors["answer_mask"], decode)
         return candidates, torch.stack([start[:, 0], end[:, 0]], 1).cpu().numpy()
 
     def ask(self, question, context):

@@ -63,6 +63,7 @@ def train_in(run, options):
     from data.windows import WindowSet
     from model.source import resolve_model
     from training.folder import check_space, has_checkpoint
+    from training.measure import parameter_counts
     from training.optimizer import make_optimizer
     from model.precision import choose_device, choose_precision, make_scaler
     from training.run import data_files, describe_run, read_split, write_or_compare
@@ -89,12 +90,12 @@ def train_in(run, options):
         )
     if len(windows) == 0:
         raise InputError(f"{files[0][0]}: gives no window to train on: its contexts or answers hold no readable words")
-    check_space(run, sum(p.numel() for p in reader.model.parameters()), options.keep)
+    optimizer = make_optimizer(reader.model, options.weight_decay, options.lora_plus_ratio, options.optimizer)
+    check_space(run, parameter_counts(reader.model)[0], options.keep)
     description = describe_run(options, source, files, device, precision, reader.report.fingerprint)
     notices = write_or_compare(run, description)
     print_setup(reader, source, train_set, dev_set, windows, precision, notices)
 
-    optimizer = make_optimizer(reader.model, options.weight_decay, options.lora_plus_ratio, options.optimizer)
     scaler = make_scaler(device, precision)
     state = LoopState()
     if has_checkpoint(run):

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from common.errors import InputError
+
 ROOT = Path(__file__).parents[1]
 LORA = ["--tune", "lora", "--lora-rank", "16", "--lora-alpha", "32"]
 ALL = ["--lora-targets", "all-linear"]
@@ -34,6 +36,10 @@ def run_folder(options, row, rate):
 def train(options, row, rate):
     """Train one run to its end, or go on with it; returns its metrics."""
     out = run_folder(options, row, rate)
+    if (out / "config.json").is_file():
+        begun = json.loads((out / "config.json").read_text(encoding="utf-8"))["options"]
+        if (begun["max_steps"], begun["seed"]) != (options.steps, options.seed):
+            raise InputError(f"{out}: holds a run of other steps or seed; choose another --out")
     if not (out / "metrics.json").is_file():
         fresh = [
             "--train", *map(str, options.train), "--dev", str(options.held_out), "--max-steps", str(options.steps),
@@ -42,13 +48,14 @@ def train(options, row, rate):
         ]
         begun = (out / "config.json").is_file()
         argv = [sys.executable, str(ROOT / "train.py"), "--out", str(out), "--resume", *([] if begun else fresh)]
-        subprocess.run(argv, check=True)
+        if code := subprocess.run(argv).returncode:
+            raise InputError(f"{out}: the training ended with exit code {code}; run this again to go on")
     return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
 
 
 def bytes_on_disk(folder):
-    """Of a run's model/ without its tokenizer."""
-    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.suffix in (".safetensors", ".json"))
+    """Of the weights in a run's model/."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
 
 
 def score(options, folder):
@@ -60,7 +67,8 @@ def score(options, folder):
     examples = read_split([options.score], options.questions, 0, False, "scoring").examples
     reader = Reader.load(Path(folder) / "model")
     lacking = any(not example.answers for example in examples)
-    scores = evaluate(reader, examples, may_lack_answer=lacking, threshold=reader.settings.null_threshold).scores
+    threshold = reader.settings.null_threshold
+    scores = evaluate(reader, examples, may_lack_answer=lacking, threshold=threshold, tune=False).scores
     return {"exact": scores["exact"], "f1": scores["f1"], "questions": len(examples)}
 
 
@@ -76,6 +84,20 @@ def main(argv=None):
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     options = parser.parse_args(argv)
+    try:
+        show(options, compare(options))
+    except InputError as error:
+        print(f"bench.methods: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def compare(options):
+    """Train what is missing and score the chosen runs; returns the rows of the table."""
+    from training.run import read_split
+
+    for path in (*options.train, options.held_out, options.score):
+        read_split([path], None, 0, False, "the comparison")  # a slip in the last file should not show after hours
     table = []
     for row in options.rows:
         runs = {rate: train(options, row, rate) for rate in ROWS[row][1]}
@@ -88,6 +110,11 @@ def main(argv=None):
             "peak_memory_bytes": metrics["peak_memory_bytes"], "bytes_on_disk": bytes_on_disk(folder / "model"),
         })
         print(json.dumps(table[-1]), flush=True)
+    return table
+
+
+def show(options, table):
+    """Write table.json and print it as Markdown."""
     (options.out / "table.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     print("| method | lr | EM | F1 | trainable | seconds | peak memory | on disk |\n|---|---|---|---|---|---|---|---|")
     for r in table:
@@ -95,7 +122,6 @@ def main(argv=None):
             f"| {r['row']} | {r['lr']:g} | {r['exact']:.2f} | {r['f1']:.2f} | {r['trainable_parameters']:,} | "
             f"{r['train_seconds']:.0f} | {r['peak_memory_bytes'] / 1e9:.2f} GB | {r['bytes_on_disk'] / 1e6:.2f} MB |"
         )
-    return 0
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def add_moved(articles, share, seed):
         new = [{"context": p["context"], "qas": []} for p in paragraphs]
         for home, paragraph in enumerate(paragraphs):
             for question in paragraph["qas"]:
-                new[home]["qas"].append(question | {"is_impossible": False})
+                new[home]["qas"].append(question | {"is_impossible": not question["answers"]})
                 if not question["answers"] or generator.random() >= share:
                     continue
                 place = new_home(question, home, paragraphs, generator)
@@ -61,8 +61,14 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--out", required=True, metavar="MIXED")
     options = parser.parse_args(argv)
+    if not 0 <= options.share <= 1:
+        parser.error("--share is a number from 0 to 1")
     try:
-        articles = [article for path in options.files for article in read_json(path)["data"]]
+        documents = [read_json(path) for path in options.files]
+        for path, document in zip(options.files, documents, strict=True):
+            if not isinstance(document, dict) or not isinstance(document.get("data"), list):
+                raise InputError(f"{path}: expected nested SQuAD JSON, an object with data")
+        articles = [article for document in documents for article in document["data"]]
         made, moved = add_moved(articles, options.share, options.seed)
         write_json(options.out, {"version": "v2.0", "data": made})
     except InputError as error:

@@ -16,8 +16,8 @@ from safetensors.torch import save as to_safetensors
 from common.errors import InputError
 from common.files import read_json, write_json
 from model.lora import (
-    ALL_LINEAR, HEAD, LoraConfig, LoraLinear, adapter_names, add_lora, linear_layers, remove_adapter,
-    switch_of,
+    ALL_LINEAR, HEAD, LoraConfig, LoraLinear, adapter_names, add_lora, check_name, linear_layers, remove_adapter,
+    set_adapter, switch_of, target_layers,
 )
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -31,7 +31,7 @@ NEUTRAL = {
     "target_parameters": (None, []), "use_qalora": (False, None), "layer_replication": (None, []),
     "alora_invocation_tokens": (None, []), "arrow_config": (None,), "use_bdlora": (False, None),
     "kasa_config": (None,), "monteclora_config": (None,), "ensure_weight_tying": (False, None),
-    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", "lora_ga", None),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", None),
 }
 # Keys that say how an adapter was trained or made, and nothing about what it computes.
 HARMLESS = {
@@ -47,13 +47,17 @@ READ = {
 
 @dataclass(frozen=True, slots=True)
 class AdapterFile:
-    """What an adapter's folder says, before any model is there. base: name or path of the model it was trained on."""
+    """What an adapter's folder says, before any model is there.
+
+    base, revision: the model it was trained on, by name or path. with_head: whether it brings a span head.
+    """
 
     folder: Path
     config: LoraConfig
     base: str | None
     revision: str | None
     fingerprint: str | None
+    with_head: bool
     notices: tuple[str, ...]
 
 
@@ -84,6 +88,14 @@ def read_base(folder):
     values = read_json(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a JSON object that describes an adapter")
+    return base_in(values, path)
+
+
+def base_in(values, path):
+    """The Base that adapter_config.json or fusion.json names."""
+    for key in ("base_model_name_or_path", "revision"):
+        if not isinstance(values.get(key), (str, type(None))):
+            raise InputError(f"{path}: {key}: expected a text or null, found {values[key]!r}")
     return Base(values.get("base_model_name_or_path") or None, values.get("revision") or None)
 
 
@@ -94,8 +106,11 @@ def read_adapter(folder):
     if not folder.is_dir() or not path.is_file():
         raise InputError(f"{folder}: no {CONFIG_FILE} in it, so this is not the folder of an adapter")
     values = read_json(path)
-    if not isinstance(values, dict) or values.get("peft_type") != "LORA":
-        raise InputError(f"{path}: peft_type: expected 'LORA', the one kind of adapter that is read here")
+    kind = values.get("peft_type") if isinstance(values, dict) else None
+    if kind == "PROMPT_TUNING":
+        raise InputError(f"{folder}: virtual tokens, which cannot stand beside adapters; open them with --model")
+    if kind != "LORA":
+        raise InputError(f"{path}: peft_type: expected 'LORA', found {kind!r}")
     for key, neutral in NEUTRAL.items():
         if key in values and values[key] not in neutral:
             raise InputError(f"{path}: {key} is {values[key]!r}, which changes what is computed and is unknown here")
@@ -111,19 +126,19 @@ def read_adapter(folder):
         rank_pattern=pattern(values, "rank_pattern", int, path),
         alpha_pattern=pattern(values, "alpha_pattern", float, path),
     )
-    base, revision = values.get("base_model_name_or_path"), values.get("revision")
+    base = base_in(values, path)
     with open_weights(folder) as file:
         fingerprint = (file.metadata() or {}).get(FINGERPRINT)
     if fingerprint is None:
         notices.append(f"{folder}: says nothing of its base's weights, so a wrong base cannot be told")
-    return AdapterFile(folder, config, base or None, revision or None, fingerprint, tuple(notices))
+    return AdapterFile(folder, config, base.base, base.revision, fingerprint, HEAD in saved, tuple(notices))
 
 
 def number(values, key, kind, path, usual=None):
     """A positive number (dropout: 0 to 1) of adapter_config.json; InputError otherwise."""
     value = values.get(key, usual)
     fits_kind = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-    usable = fits_kind and (0 <= value < 1 if key == "lora_dropout" else 0 < value < math.inf)
+    usable = fits_kind and (0 <= value < 1 if key == "lora_dropout" else 0 < value < 1e9)
     if not usable:
         wanted = "a positive number" if kind is float else "a positive whole number"
         wanted = "a number from 0 to below 1" if key == "lora_dropout" else wanted
@@ -178,7 +193,7 @@ def adapter_tensors(model, name):
     return tensors
 
 
-def load_adapter(model, folder, name, fingerprint=None):
+def load_adapter(model, folder, name, fingerprint=None, *, activate=True):
     """Put the adapter of a folder beside those the model has, as `name`, and switch it on; returns its AdapterFile.
 
     fingerprint: of the model's base weights (LoadReport.fingerprint), held against the one the adapter carries.
@@ -189,33 +204,49 @@ def load_adapter(model, folder, name, fingerprint=None):
         raise InputError(
             f"{folder}: this adapter was trained on other weights ({described.base or 'unnamed'}) than this model's"
         )
-    path, switch = Path(folder) / WEIGHTS_FILE, switch_of(model)
-    active = switch.active if switch else None
-    add_lora(model, described.config, name)
-    try:
-        with open_weights(folder) as file, torch.no_grad():
-            wanted = adapter_tensors(model, name)
-            found = set(file.keys())
-            headless = not any(key.startswith(f"{PREFIX}{HEAD}.") for key in found)
-            if headless:  # of another task or trained without it: the base's head is used
-                wanted = {key: value for key, value in wanted.items() if not key.startswith(f"{PREFIX}{HEAD}.")}
-            for key in sorted(found ^ set(wanted)):
-                raise InputError(f"{path}: tensor {key} {'has no place in' if key in found else 'is missing for'} "
-                                 f"what {CONFIG_FILE} describes on this model")
-            for key, parameter in wanted.items():
-                tensor = file.get_tensor(key)
-                if tensor.shape != parameter.shape:
-                    raise InputError(
-                        f"{path}: tensor {key} has shape {tuple(tensor.shape)}, and {tuple(parameter.shape)} is wanted"
-                    )
-                if not tensor.is_floating_point() or not tensor.isfinite().all():
-                    raise InputError(f"{path}: tensor {key} is not of finite floating-point numbers")
-                parameter.copy_(tensor)
-    except InputError:
-        remove_adapter(model, name)
-        switch_of(model).active = active
-        raise
+    check_name(model, name)
+    with open_weights(folder) as file:
+        check_ranks(file, Path(folder) / WEIGHTS_FILE, described.config, target_layers(model, described.config.targets))
+        add_lora(model, described.config, name, activate=False)
+        try:
+            fill(adapter_tensors(model, name), file, Path(folder) / WEIGHTS_FILE, described.with_head)
+        except BaseException:
+            remove_adapter(model, name)
+            raise
+    if activate:
+        set_adapter(model, name)
     return described
+
+
+def check_ranks(file, path, config, layers):
+    """Hold the ranks that the config names against the file's, before memory is asked for; InputError."""
+    known = set(file.keys())
+    for layer, _, _, module in layers:
+        key = f"{PREFIX}{layer}.lora_A.weight"
+        base = module.base if isinstance(module, LoraLinear) else module
+        wanted = [config.rank_of(layer), base.in_features]
+        if key in known and file.get_slice(key).get_shape() != wanted:
+            found = tuple(file.get_slice(key).get_shape())
+            raise InputError(f"{path}: tensor {key} has shape {found}, and {tuple(wanted)} is wanted")
+
+
+@torch.no_grad()
+def fill(wanted, file, path, with_head):
+    """Copy the opened file's tensors into the parameters of the same names, all of them; InputError for a misfit."""
+    if not with_head:
+        wanted = {key: value for key, value in wanted.items() if not key.startswith(f"{PREFIX}{HEAD}.")}
+    known = set(file.keys())
+    for key in sorted(known ^ set(wanted)):
+        place = "has no place in" if key in known else "is missing for"
+        raise InputError(f"{path}: tensor {key} {place} what {CONFIG_FILE} describes on this model")
+    for key, parameter in wanted.items():
+        tensor = file.get_tensor(key)
+        found, shape = tuple(tensor.shape), tuple(parameter.shape)
+        if found != shape:
+            raise InputError(f"{path}: tensor {key} has shape {found}, and {shape} is wanted")
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise InputError(f"{path}: tensor {key} is not of finite floating-point numbers")
+        parameter.copy_(tensor)
 
 
 def peft_config(config, targets, base, revision):
@@ -252,77 +283,14 @@ def save_adapter(model, name, folder, *, base, revision=None, fingerprint=None, 
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in adapter_tensors(model, name).items()}
     # one key: the library writes several in an order that changes from run to run
     metadata = {FINGERPRINT: fingerprint} if fingerprint else {"format": "pt"}
-    (folder / WEIGHTS_FILE).write_bytes(to_safetensors(tensors, metadata=metadata))
+    write_tensors(folder / WEIGHTS_FILE, tensors, metadata)
     write_json(folder / CONFIG_FILE, peft_config(config, targets, base, revision))
-    with open_weights(folder) as file:
+
+
+def write_tensors(path, tensors, metadata):
+    """Write a safetensors file, read it back and compare; InputError when it is not what was written."""
+    path.write_bytes(to_safetensors(tensors, metadata=metadata))
+    with safe_open(path, framework="pt") as file:
         same = set(file.keys()) == set(tensors) and all(torch.equal(file.get_tensor(k), v) for k, v in tensors.items())
     if not same:
-        raise InputError(f"{folder / WEIGHTS_FILE}: reads back otherwise than it was written; is the disk sound?")
-
-
-def combine(model, name, weights, method="linear", rank=None):
-    """Make adapter `name` of others: weights maps their names to numbers. Not for DoRA, whose updates do not add up.
-
-    linear: A and B are summed, each times √(weight · s), as in peft; exact for one adapter, else an approximation
-    that keeps the rank, and needs equal ranks. cat: A and B side by side, exactly Σ weight · s · B A; the rank is
-    the sum of the ranks. svd: the best approximation of that sum by rank `rank` (default: the largest there is).
-    The head is the mean of the heads by the weights. Raises ValueError when the adapters do not allow it.
-    """
-    for other in weights:
-        if other not in adapter_names(model):
-            raise ValueError(f"there is no adapter {other!r} to combine")
-        if model.lora_configs[other].dora:
-            raise ValueError(f"adapter {other!r} is DoRA, whose updates do not add up")
-    total = sum(weights.values())
-    if not weights or not math.isfinite(total) or total == 0:
-        raise ValueError("the weights of a combination must be finite and have a sum other than 0")
-    parts = {}  # layer -> [(weight, update)]
-    for layer, _, _, module in linear_layers(model):
-        if isinstance(module, LoraLinear):
-            found = [(weight, module.updates[n]) for n, weight in weights.items() if n in module.updates]
-            if found:
-                parts[layer] = found
-    make = {"linear": linear_sum, "cat": side_by_side, "svd": best_of_rank}[method]
-    made = {layer: make(found, rank) for layer, found in parts.items()}
-    ranks = {layer: len(A) for layer, (A, B) in made.items()}
-    most = max(ranks.values())
-    config = LoraConfig(  # alpha = rank everywhere: s is 1, and the scale is inside A and B
-        rank=most, alpha=most, targets=tuple(sorted(made)),
-        rank_pattern={k: r for k, r in ranks.items() if r != most},
-        alpha_pattern={k: r for k, r in ranks.items() if r != most},
-    )
-    add_lora(model, config, name)
-    heads = model.qa_outputs.heads
-    with torch.no_grad():
-        for layer, _, _, module in linear_layers(model):
-            if layer in made:
-                module.updates[name].lora_A.copy_(made[layer][0])
-                module.updates[name].lora_B.copy_(made[layer][1])
-        for part, parameter in heads[name].named_parameters():
-            parameter.copy_(sum(w / total * heads[n].get_parameter(part) for n, w in weights.items()))
-
-
-def linear_sum(parts, rank):
-    """(A, B) of the linear combination of [(weight, update)]."""
-    if len({update.rank for _, update in parts}) > 1:
-        raise ValueError("a linear combination needs adapters of one rank; take cat or svd")
-    A = B = 0
-    for weight, update in parts:
-        root = math.sqrt(abs(weight * update.scale))
-        A = A + math.copysign(root, weight * update.scale) * update.lora_A.detach()
-        B = B + root * update.lora_B.detach()
-    return A, B
-
-
-def side_by_side(parts, rank):
-    """(A, B) whose product is the sum of the updates: [B1 B2] [A1; A2] = B1 A1 + B2 A2."""
-    A = torch.cat([weight * update.scale * update.lora_A.detach() for weight, update in parts])  # (r1 + r2, N)
-    return A, torch.cat([update.lora_B.detach() for _, update in parts], 1)  # (M, r1 + r2)
-
-
-def best_of_rank(parts, rank):
-    """(A, B) nearest to the sum of the updates among those of a rank (Eckart & Young 1936)."""
-    rank = rank or max(update.rank for _, update in parts)
-    A, B = side_by_side(parts, None)
-    U, S, V = torch.linalg.svd(B.double() @ A.double(), full_matrices=False)  # (M, k), (k,), (k, N)
-    return V[:rank].float(), (U * S)[:, :rank].float()
+        raise InputError(f"{path}: reads back otherwise than it was written; is the disk sound?")

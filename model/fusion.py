@@ -15,12 +15,13 @@ import torch
 import torch.nn as nn
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from safetensors.torch import save as to_safetensors
 
 from common.errors import InputError
 from common.files import read_json, write_json
-from model.adapters import Base, load_adapter, save_adapter
-from model.lora import HEAD, LoraLinear, adapter_names, linear_layers, new_head, set_adapter, switch_of
+from model.adapters import base_in, load_adapter, save_adapter, write_tensors
+from model.lora import (
+    HEAD, LoraLinear, adapter_names, check_name, linear_layers, new_head, remove_adapter, set_adapter, switch_of,
+)
 
 CONFIG_FILE, WEIGHTS_FILE, ADAPTERS = "fusion.json", "fusion.safetensors", "adapters"
 FORMAT = 1
@@ -55,8 +56,10 @@ def add_fusion(model, name, members):
 
     The head begins as the mean of theirs. Raises ValueError for an adapter that is not there or fewer than two.
     """
-    if len(set(members)) < 2 or not set(members) <= set(adapter_names(model)):
-        raise ValueError(f"a fusion takes at least two adapters of {', '.join(adapter_names(model)) or 'none'}")
+    plain = [known for known in adapter_names(model) if known in model.lora_configs]
+    if len(set(members)) < 2 or not set(members) <= set(plain):
+        raise ValueError(f"a fusion takes at least two adapters of {', '.join(plain) or 'none'}")
+    check_name(model, name)
     for _, _, _, module in linear_layers(model):
         if isinstance(module, LoraLinear):
             updates = [module.updates[member] for member in members if member in module.updates]
@@ -93,7 +96,7 @@ def save_fusion(model, name, folder, *, base, revision=None, fingerprint=None):
         place.mkdir(parents=True)
         save_adapter(model, member, place, base=base, revision=revision, fingerprint=fingerprint)
     tensors = {k: v.detach().cpu().contiguous() for k, v in fusion_parameters(model, name).items()}
-    (folder / WEIGHTS_FILE).write_bytes(to_safetensors(tensors, metadata={"format": "pt"}))
+    write_tensors(folder / WEIGHTS_FILE, tensors, {"format": "pt"})
     write_json(folder / CONFIG_FILE, {
         "format": FORMAT, "base_model_name_or_path": base, "revision": revision, "adapters": list(members),
     })
@@ -108,29 +111,46 @@ def read_fusion(folder):
     members = values.get("adapters")
     if not isinstance(members, list) or not all(isinstance(m, str) and Path(m).name == m for m in members):
         raise InputError(f"{path}: adapters: expected a list of folder names")
-    return Base(values.get("base_model_name_or_path") or None, values.get("revision") or None), members
+    if len(set(members)) != len(members):
+        raise InputError(f"{path}: adapters: a name is there twice")
+    return base_in(values, path), members
 
 
 def load_fusion(model, folder, name, fingerprint=None):
     """Put a folder's adapters and their fusion into a model; InputError when anything does not fit."""
     folder = Path(folder)
     _, members = read_fusion(folder)
-    for member in members:
-        load_adapter(model, folder / ADAPTERS / member, member, fingerprint)
+    loaded = []
+    try:
+        for member in members:
+            load_adapter(model, folder / ADAPTERS / member, member, fingerprint, activate=False)
+            loaded.append(member)
+        fill_fusion(model, folder, name, members)
+    except BaseException:
+        for done in [name] * (name in adapter_names(model)) + loaded:
+            remove_adapter(model, done)
+        raise
+    set_adapter(model, name)
+
+
+def fill_fusion(model, folder, name, members):
+    """Add the fusion and copy its file's tensors into it; InputError when they do not fit."""
+    path = folder / WEIGHTS_FILE
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error})") from None
     try:
         add_fusion(model, name, members)
-        tensors = load_file(folder / WEIGHTS_FILE)
     except ValueError as error:
         raise InputError(f"{folder / CONFIG_FILE}: {error}") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{folder / WEIGHTS_FILE}: not a whole safetensors file ({error})") from None
     wanted = fusion_parameters(model, name)
     for key in sorted(set(tensors) ^ set(wanted)):
-        raise InputError(f"{folder / WEIGHTS_FILE}: tensor {key} {'has no place' if key in tensors else 'is missing'}")
+        raise InputError(f"{path}: tensor {key} {'has no place' if key in tensors else 'is missing'}")
     with torch.no_grad():
         for key, parameter in wanted.items():
             if tensors[key].shape != parameter.shape or not tensors[key].isfinite().all():
-                raise InputError(f"{folder / WEIGHTS_FILE}: tensor {key} is not of the shape or numbers wanted")
+                raise InputError(f"{path}: tensor {key} is not of the shape or numbers wanted")
             parameter.copy_(tensors[key])
 
 

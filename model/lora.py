@@ -63,34 +63,53 @@ def pattern_value(patterns, layer, usual):
     return next((value for name, value in patterns.items() if fits(name, layer)), usual)
 
 
-class Switch:
-    """Which adapter takes part: `active` for the whole model, or one per row inside `rows`.
+CHOSEN = ContextVar("adapters chosen in this context", default=(None, None))  # (switch, a name or one per row)
 
-    The rows are a context variable: threads that share the model do not see each other's.
+
+class Switch:
+    """Which adapter takes part: `active`, unless this thread has chosen others by `using` or `rows`.
+
+    known: the adapters' names. merged: the one that is in the weights, if any.
     """
 
     def __init__(self):
+        self.known = set()
         self.active = None
         self.merged = None
-        self._rows = ContextVar("adapters of the rows", default=None)
+
+    def using(self, name):
+        """A context in which every batch goes through adapter `name` (None: the bare base), whatever others switch."""
+        return self._choose(name)
+
+    def rows(self, names):
+        """A context in which row k of each batch goes through adapter names[k]; None is the bare base.
+
+        For answering: under gradient checkpointing the second forward pass may run outside the context.
+        """
+        return self._choose(tuple(names))
 
     @contextmanager
-    def rows(self, names):
-        """Within, row k of each batch goes through adapter names[k]; None is the bare base."""
-        token = self._rows.set(tuple(names))
+    def _choose(self, choice):
+        asked = set(choice) if isinstance(choice, tuple) else {choice}
+        if unknown := asked - self.known - {None}:
+            raise ValueError(f"there is no adapter {sorted(unknown)[0]!r}; known: {', '.join(sorted(self.known))}")
+        if self.merged is not None and asked != {self.merged}:
+            raise ValueError(f"adapter {self.merged!r} is merged into the weights; unmerge it first")
+        token = CHOSEN.set((self, choice))
         try:
             yield
         finally:
-            self._rows.reset(token)
+            CHOSEN.reset(token)
 
     def groups(self, batch_size):
         """[(name, row indices or None for all rows)] of a batch."""
-        names = self._rows.get()
-        if names is None:
+        switch, choice = CHOSEN.get()
+        if switch is not self:
             return [(self.active, None)]
-        assert self.merged is None, "rows cannot have adapters of their own while one is merged"
-        assert len(names) == batch_size, f"{len(names)} adapter names for a batch of {batch_size}"
-        return [(name, [k for k, n in enumerate(names) if n == name]) for name in dict.fromkeys(names)]
+        if not isinstance(choice, tuple):
+            return [(choice, None)]
+        assert len(choice) == batch_size, f"{len(choice)} adapter names for a batch of {batch_size}"
+        return [(name, [k for k, n in enumerate(choice) if n == name]) for name in dict.fromkeys(choice)]
 
 
 class LoraUpdate(nn.Module):
@@ -112,8 +131,9 @@ class LoraUpdate(nn.Module):
         return self.lora_A.shape[0]
 
     def weight(self):
-        """s · B A: what the update adds to W, (M, N) fp32; of DoRA see `dense`."""
-        return self.scale * (self.lora_B @ self.lora_A)
+        """s · B A: what the update adds to W, (M, N) fp32 whatever autocast says; of DoRA see `dense`."""
+        with torch.autocast(self.lora_B.device.type, enabled=False):
+            return self.scale * (self.lora_B @ self.lora_A)
 
     def direction_scale(self, base):
         """DoRA's m / ‖W + s B A‖ over the inputs, (M, 1); the norm counts as a constant (section 4.3)."""
@@ -191,7 +211,7 @@ def linear_layers(model):
     Names are those of the model before the pass: `bert.encoder.layer.0.attention.self.query`.
     """
     for name, parent in list(model.named_modules()):
-        if isinstance(parent, (LoraLinear, FourBitLinear, SwitchedHead)):
+        if isinstance(parent, (LoraLinear, FourBitLinear, SwitchedHead)) or ".updates." in name:
             continue
         for attribute, module in parent.named_children():
             full = f"{name}.{attribute}".removeprefix(".")
@@ -221,6 +241,17 @@ def adapter_names(model):
     return list(model.qa_outputs.heads) if isinstance(model.qa_outputs, SwitchedHead) else []
 
 
+def check_name(model, name):
+    """Refuse a name that cannot be given to a new adapter, and any while one is merged; InputError."""
+    if name in adapter_names(model):
+        raise InputError(f"there is an adapter called {name!r} already; rename one of the folders")
+    if not name or "." in name or name == "none" or hasattr(nn.ModuleDict, name) or not name.isprintable():
+        raise InputError(f"an adapter cannot be called {name!r}; rename its folder")
+    switch = switch_of(model)
+    if switch is not None and switch.merged is not None:
+        raise ValueError(f"adapter {switch.merged!r} is merged into the weights; unmerge it before adding others")
+
+
 def new_head(model, name):
     """Give adapter `name` a copy of the head; returns the model's Switch."""
     if switch_of(model) is None:
@@ -228,18 +259,16 @@ def new_head(model, name):
     head = model.qa_outputs
     head.heads[name] = nn.Linear(head.base.in_features, head.base.out_features, device=head.base.weight.device)
     head.heads[name].load_state_dict(head.base.state_dict())
+    head.switch.known.add(name)
     return head.switch
 
 
-def add_lora(model, config, name):
+def add_lora(model, config, name, *, activate=True):
     """Give the layers that `config` names an update called `name`, zero for now, and the head a copy; switch it on.
 
-    Returns the names of the layers. Raises InputError for a target that fits no layer, ValueError for a name taken.
+    Returns the names of the layers. Raises InputError for a target that fits no layer or a name that cannot be.
     """
-    if name in adapter_names(model):
-        raise ValueError(f"an adapter called {name!r} is there already")
-    if not name or "." in name:
-        raise ValueError(f"{name!r} cannot name an adapter: a name has no dot and at least one letter")
+    check_name(model, name)
     layers = target_layers(model, config.targets)
     switch = new_head(model, name)
     for layer, parent, attribute, module in layers:
@@ -249,7 +278,8 @@ def add_lora(model, config, name):
         rank = config.rank_of(layer)
         module.updates[name] = LoraUpdate(module.base, rank, config.scale_of(layer), config.dropout, config.dora)
     model.lora_configs = {**getattr(model, "lora_configs", {}), name: config}
-    switch.active = name
+    if activate:
+        switch.active = name
     return [layer for layer, *_ in layers]
 
 
@@ -267,74 +297,26 @@ def set_adapter(model, name):
 
 
 def remove_adapter(model, name):
-    """Take an adapter out; the bare base is active when it was the active one."""
-    switch = switch_of(model)
+    """Take an adapter out; the bare base is active when it was the active one. After the last the model is plain.
+
+    Raises ValueError for one that is not there, merged, or part of a fusion.
+    """
+    switch, fusions = switch_of(model), getattr(model, "fusions", {})
     if name not in adapter_names(model) or switch.merged == name:
         raise ValueError(f"there is no adapter {name!r} that could be removed, or it is merged")
+    if any(name in members for members in fusions.values()):
+        raise ValueError(f"adapter {name!r} is part of a fusion; remove that first")
     if switch.active == name:
         switch.active = None
-    for *_, module in linear_layers(model):
-        if isinstance(module, LoraLinear) and name in module.updates:
-            del module.updates[name]
-    del model.qa_outputs.heads[name]
-    model.lora_configs.pop(name, None)
-
-
-def merge(model, name):
-    """Add the update to the weights themselves, so that it costs nothing; a second call changes nothing.
-
-    W as it was is kept aside, and `unmerge` puts it back, bit for bit. Raises ValueError on a 4-bit base, whose
-    weights cannot take the sum exactly (see merge.py), and while another adapter is merged.
-    """
-    switch = switch_of(model)
-    if switch is not None and switch.merged == name is not None:
-        return
-    set_adapter(model, name)
-    touched = [m for *_, m in linear_layers(model) if isinstance(m, LoraLinear) and name in m.updates]
-    if not all(isinstance(module.updates[name], LoraUpdate) for module in touched):
-        raise ValueError(f"{name!r} is a fusion, whose mix depends on the text; it cannot be merged")
-    if not all(isinstance(module.base, nn.Linear) for module in touched):
-        raise ValueError("an update cannot be merged into rounded weights in place; merge.py offers three ways")
-    with torch.no_grad():
-        for module in touched:
-            module.before_merge = module.base.weight.data
-            module.base.weight.data = module.updates[name].dense(module.base).to(module.before_merge.dtype)
-    switch.merged = name
-
-
-def unmerge(model):
-    """Undo `merge`; without one nothing changes."""
-    switch = switch_of(model)
-    if switch is None or switch.merged is None:
-        return
-    for *_, module in linear_layers(model):
-        if isinstance(module, LoraLinear) and module.before_merge is not None:
-            module.base.weight.data, module.before_merge = module.before_merge, None
-    switch.merged = None
-
-
-def merged_model(model, name, dense=dense_weight):
-    """Take all passes off, in place: plain Linear layers with adapter `name` inside them; returns the model.
-
-    dense: a function of a base Linear that gives the (M, N) weight on which the update is put.
-    """
-    set_adapter(model, name)
-    unmerge(model)
-    if name in getattr(model, "fusions", {}):
-        raise ValueError(f"{name!r} is a fusion, whose mix depends on the text; it cannot be merged")
+    switch.known.discard(name)
     for _, parent, attribute, module in list(linear_layers(model)):
-        base = module.base if isinstance(module, LoraLinear) else module
-        plain = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device=base.weight.device)
-        with torch.no_grad():
-            weight = dense(base)
-            if isinstance(module, LoraLinear) and name in module.updates:
-                plain.weight.copy_(weight)
-                weight = module.updates[name].dense(plain)
-            plain.weight.copy_(weight)
-            if base.bias is not None:
-                plain.bias.copy_(base.bias)
-        setattr(parent, attribute, plain)
-    if isinstance(model.qa_outputs, SwitchedHead):
-        model.qa_outputs = model.qa_outputs.heads[name] if name is not None else model.qa_outputs.base
-    model.lora_configs = {}
-    return model
+        if isinstance(module, LoraLinear):
+            if name in module.updates:
+                del module.updates[name]
+            if not module.updates:
+                setattr(parent, attribute, module.base)
+    del model.qa_outputs.heads[name]
+    if not model.qa_outputs.heads:
+        model.qa_outputs = model.qa_outputs.base
+    model.lora_configs.pop(name, None)
+    fusions.pop(name, None)

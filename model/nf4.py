@@ -2,7 +2,7 @@
 
 Dettmers et al. 2023 (QLoRA, arXiv 2305.14314), section 3. A block of 64 numbers keeps its largest magnitude, absmax,
 and for each number the index of the code value nearest to number / absmax. The 16 code values are quantiles of the
-normal distribution, as weights are nearly normal: each is used about equally often. Example, a block that starts
+normal distribution, as weights are nearly normal. Example, a block that starts
 0.02, -0.05, 0.01 with absmax 0.05: divided 0.4, -1, 0.2; nearest codes 0.4407, -1, 0.1609; indices 12, 0, 9; read back
 as 0.0220, -0.05, 0.0080. Two indices go into a byte, the first in the upper half.
 """

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-from safetensors.torch import save as to_safetensors
 
 from common.errors import InputError
 from common.files import read_json, write_json
-from model.adapters import CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE, open_weights
+from model.adapters import CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE, open_weights, write_tensors
 from model.bert import fused_attention
 
 KIND = "PROMPT_TUNING"
@@ -83,7 +82,7 @@ def save_prompt(model, folder, *, base, revision=None, fingerprint=None):
     tensors |= {f"base_model.{HEAD}.{part}": value for part, value in model.qa_outputs.named_parameters()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {FINGERPRINT: fingerprint} if fingerprint else {"format": "pt"}
-    (Path(folder) / WEIGHTS_FILE).write_bytes(to_safetensors(tensors, metadata=metadata))
+    write_tensors(Path(folder) / WEIGHTS_FILE, tensors, metadata)
     config = model.config
     write_json(Path(folder) / CONFIG_FILE, {
         "peft_type": KIND, "task_type": "QUESTION_ANS", "base_model_name_or_path": base, "revision": revision,
@@ -112,7 +111,8 @@ def load_prompt(model, folder, fingerprint=None):
         raise InputError(f"{path}: tensor {name} {'has no place' if name in tensors else 'is missing'}")
     for name, tensor in tensors.items():
         shape = wanted[name]
-        if tensor.shape[1:] != shape[1:] or shape[0] not in (None, tensor.shape[0]) or not tensor.isfinite().all():
+        fits = tensor.ndim == len(shape) and all(b in (None, a) for a, b in zip(tensor.shape, shape, strict=True))
+        if not fits or not tensor.numel() or not tensor.isfinite().all():
             raise InputError(f"{path}: tensor {name} is not of the shape or the finite numbers that are wanted")
     add_prompt(model, len(tensors["prompt_embeddings"]))
     with torch.no_grad():

@@ -108,8 +108,30 @@ class FourBitLinear(nn.Module):
         parts = self.weight.quant_state.as_dict(packed=True)
         return {"": self.weight.data} | {f".{part}": tensor for part, tensor in parts.items()}
 
+    def check_packed(self, tensors):
+        """Refuse tensors of other counts or number formats, before kernels that trust them see them; ValueError."""
+        count = self.out_features * self.in_features
+        blocks = -(-count // BLOCK)
+        wanted = {"": ((count + 1) // 2, torch.uint8), ".quant_map": (16, torch.float32)}
+        if self.four_bit.double:
+            wanted |= {
+                ".absmax": (blocks, torch.uint8), ".nested_absmax": (-(-blocks // 256), torch.float32),
+                ".nested_quant_map": (256, torch.float32),
+            }
+        else:
+            wanted[".absmax"] = blocks, torch.float32
+        state = f".quant_state.bitsandbytes__{self.four_bit.kind}"
+        for suffix in sorted(set(tensors) ^ {*wanted, state}):
+            there = "there" if suffix in tensors else "missing"
+            raise ValueError(f"not a weight in {self.four_bit.name}: {suffix or 'the weight itself'} is {there}")
+        for suffix, (numbers, dtype) in wanted.items():
+            tensor = tensors[suffix]
+            if tensor.numel() != numbers or tensor.dtype != dtype or not tensor.float().isfinite().all():
+                raise ValueError(f"{suffix or 'the packed weight'} should be {numbers} finite numbers in {dtype}")
+
     def fill_packed(self, tensors):
         """The inverse of `packed_tensors`. Raises ValueError when the tensors are not of such a weight."""
+        self.check_packed(tensors)
         Params4bit = bitsandbytes_layers()[1]
         layer = self.empty_layer()
         parts = {suffix[1:]: tensor for suffix, tensor in tensors.items() if suffix}
@@ -121,7 +143,7 @@ class FourBitLinear(nn.Module):
             )
         except (KeyError, ValueError, AttributeError, TypeError, IndexError, UnicodeDecodeError) as error:
             raise ValueError(f"not a weight in 4 bits ({type(error).__name__}: {error})") from None
-        if not fits or tensors[""].numel() != (self.out_features * self.in_features + 1) // 2:
+        if not fits:
             raise ValueError(f"not a weight of {self.out_features} x {self.in_features} in {self.four_bit.name}")
         self.quantised = layer
 
@@ -136,7 +158,7 @@ class FourBitLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A Linear that multiplies in 8 bits, for answering on a CPU: half the time of bf16 where it has VNNI instructions.
+    """A Linear that multiplies in 8 bits, for answering on a CPU that has instructions for it (VNNI).
 
     Weights are rounded row by row once, inputs token by token as they come: with s_w[m] = max |W[m]| / 127 and
     s_x[t] = max |x[t]| / 127, y[t, m] = s_x[t] · s_w[m] · Σ x̂[t, n] ŵ[m, n] + b[m], the sum in exact int32. By
@@ -168,9 +190,9 @@ LINEAR = (nn.Linear, FourBitLinear, Int8Linear)
 
 def multiply_in_int8(model):
     """Let every Linear of the encoder multiply in 8 bits, in place; the head, norms and embeddings stay."""
-    for parent in list(model.bert.encoder.modules()):
+    for name, parent in list(model.bert.encoder.named_modules()):
         for attribute, module in list(parent.named_children()):
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and ".updates." not in f"{name}.":
                 setattr(parent, attribute, Int8Linear(module))
 
 
@@ -193,7 +215,7 @@ def quantise(model, four_bit):
     done = []
     for name, parent in list(model.bert.encoder.named_modules()):
         for attribute, module in list(parent.named_children()):
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and ".updates." not in f"{name}.":
                 packed = FourBitLinear(module.in_features, module.out_features, module.bias, four_bit)
                 if not module.weight.is_meta:
                     packed.fill(module.weight)

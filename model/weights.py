@@ -150,7 +150,10 @@ class Intake:
         if suffix or tensor.dtype == torch.uint8:
             if not isinstance(self.slots[ours][0], FourBitLinear):
                 raise InputError(f"{path}: tensor {name} belongs to a weight in 4 bits, and config.json names none")
-            self.packed.setdefault(ours, {})[suffix] = tensor
+            parts = self.packed.setdefault(ours, {})
+            if suffix in parts or ours in self.filled:
+                raise InputError(f"{path}: tensor {name} stands for {ours}{suffix}, which came already")
+            parts[suffix] = tensor
             self.note(ours + suffix, tensor)
             return
         if ours in self.filled:
@@ -163,7 +166,7 @@ class Intake:
     def note(self, ours, tensor):
         """Let a tensor take part in the fingerprint; heads do not."""
         if ours not in self.names.head:
-            digest = hashlib.sha256(tensor.contiguous().numpy()).hexdigest()
+            digest = hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
             self.digests.append(f"{ours} {tuple(tensor.shape)} {digest}")
 
     def finish(self):
@@ -221,7 +224,7 @@ def check_size(config, folder):
     rows = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
     least = rows * D + config.num_hidden_layers * (4 * D * D + 2 * D * F)
     held = sum(path.stat().st_size for path in weight_files(folder) if path.is_file())
-    if least > max(held, 2**31):  # no format spends less than a byte on a parameter; smaller misfits show by shape
+    if least > max(2 * held, 2**31):  # no format here spends less than 4 bits; smaller misfits show by shape
         raise InputError(
             f"{folder}: config.json describes {least:,} parameters and the weights are {held:,} bytes long: "
             f"they do not belong together"
@@ -263,8 +266,13 @@ def save_weights(model, folder):
     """Write `config.json` and `model.safetensors` under the names of Hugging Face checkpoints.
 
     Weights in 4 bits stay so, in bitsandbytes' layout.
-    Not atomic by itself: the caller fills a temporary folder (`common.files.write_folder`).
+    Not atomic by itself: the caller fills a temporary folder (`common.files.write_folder`). Raises ValueError for a
+    model with adapters or other passes on it, whose parameters are not all that it computes with.
     """
+    with torch.device("meta"):
+        plain = BertForQuestionAnswering(model.config)
+    if set(slots(model)) != set(slots(plain)):
+        raise ValueError("a model with adapters, virtual tokens or 8-bit layers cannot be saved whole; merge it first")
     folder = Path(folder)
     tensors, values = {}, model.config.to_dict()
     for name, (module, attribute, _) in slots(model).items():

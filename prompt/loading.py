@@ -6,9 +6,11 @@ from pathlib import Path
 
 from common.errors import InputError
 from model.adapters import SHIPPED, adapter_name, is_adapter, read_adapter
+from model.fusion import is_fusion
 from model.source import resolve_model
-from reader import SETTINGS_FILE, Reader, ReaderSettings
+from reader import Reader
 from training.folder import RunFolder, newest_finished
+from training.setup import quant_of
 
 RUNS = Path("runs")
 
@@ -17,15 +19,21 @@ def open_reader(options):
     """(Reader, name of the model) as the options ask; InputError when it cannot answer."""
     adapters = [(adapter_name(path), Path(model_of_run(str(path)))) for path in options.adapter or ()]
     name = options.model
+    for _, folder in adapters:
+        if is_fusion(folder):
+            raise InputError(f"{folder}: a fusion brings its adapters with it; open it with --model")
     if name is None and adapters:
         described = read_adapter(adapters[0][1])
-        name, revision = base_of(described), described.revision
+        name = base_of(described)
+        revision = described.revision if name != "minilm" else None
     else:
         name, revision = name if name is not None else str(newest_run()), options.revision
     quant = {None: "stored", "none": None}.get(options.quant, options.quant)
     if quant == "stored" and adapters:  # the base is held as it was when the first adapter was trained
-        path = adapters[0][1] / SETTINGS_FILE
-        quant = ReaderSettings.from_file(path).quant if path.is_file() else None
+        found = {quant_of(folder) for _, folder in adapters}
+        if len(found) > 1:
+            raise InputError("--adapter: these were trained over bases held in different ways; choose one with --quant")
+        quant = found.pop() or "stored"
     folder = resolve_model(str(model_of_run(name)), revision=revision).folder
     stored = Reader.load(folder, device=options.device, precision=options.precision, quant=quant)
     if adapters:
@@ -53,8 +61,6 @@ def load_adapters(reader, adapters, name):
     if reader.adapter is not None:
         raise InputError(f"{name}: is an adapter itself; give it with --adapter, or name a base with --model")
     for one, folder in adapters:
-        if one in reader.all_settings:
-            raise InputError(f"--adapter {folder}: there is another adapter called {one!r}; rename one of the folders")
         reader.load_adapter(folder, one)
 
 

@@ -143,8 +143,13 @@ class Session:
             self.write(f"there is no adapter {one_line(name)}; the nearest is {nearest}")
             return
         if name:
-            self.adapter, self.last = None if name == BARE else name, None
-            self.null_threshold = self.choose(self.adapter)
+            chosen = None if name == BARE else name
+            try:
+                self.null_threshold = self.choose(chosen)
+            except InputError as error:
+                self.write(one_line(str(error)))
+                return
+            self.adapter, self.last = chosen, None
         for one in [*self.adapters, BARE]:
             mark = "*" if one == (self.adapter or BARE) else " "
             self.write(f"{mark} {one_line(one)}")

@@ -75,7 +75,7 @@ def test_a_question_goes_to_the_last_adapter(folders, capsys):
         argv = ["--adapter", *map(str, order), "--question", "Who built it?", "--context", TEXT, "--json"]
         assert infer.main([*argv, "--device", "cpu"]) == 0
         found.append(json.loads(capsys.readouterr().out)["answer"])
-    assert found[0] == "" and found[1] in TEXT  # thresholds of -1e9 and 1e9
+    assert found[0] == "" and found[1] and found[1] in TEXT  # thresholds of -1e9 and 1e9
 
 
 def test_an_adapter_over_4_bits(folders):
@@ -96,7 +96,7 @@ def test_refusals(folders, tiny_folder, tmp_path):
     config = nameless / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": None}))
     for argv, sentence in (
-        (("--adapter", folders[0], twin), "another adapter called 'wiki'"),
+        (("--adapter", folders[0], twin), "an adapter called 'wiki' already"),
         (("--model", folders[1], "--adapter", folders[0]), "is an adapter itself"),
         (("--adapter", tiny_folder), "not the folder of an adapter"),
         (("--adapter", tmp_path / "nothing"), "not the folder of an adapter"),

@@ -10,11 +10,15 @@ from safetensors.torch import load_file, save_file
 from safetensors.torch import save as to_safetensors
 
 from common.errors import InputError
+from data.examples import Example
 from model import adapters
-from model.adapters import combine, load_adapter, read_adapter, save_adapter
+from model.adapters import load_adapter, read_adapter, save_adapter
+from model.combining import combine
 from model.lora import (
-    ALL_LINEAR, LoraConfig, LoraLinear, adapter_names, add_lora, linear_layers, merge, set_adapter, switch_of,
+    ALL_LINEAR, LoraConfig, LoraLinear, adapter_names, add_lora, linear_layers, remove_adapter, set_adapter,
+    switch_of,
 )
+from model.merging import merge
 from reader import Reader
 from tests.test_bert import ragged_batch, reference_model
 from tests.test_lora import KINDS, adapted, logits, randomise, tiny
@@ -35,7 +39,7 @@ def test_a_saved_adapter_comes_back_exactly(tmp_path, kind):
     model, folder = saved(tmp_path, kind, revision="abc", fingerprint="f" * 64)
     described = read_adapter(folder)
     assert (described.base, described.revision, described.fingerprint) == ("minilm", "abc", "f" * 64)
-    assert described.notices == ()
+    assert described.notices == () and described.with_head
     fresh = tiny().eval()
     load_adapter(fresh, folder, "other", "f" * 64)
     assert torch.equal(logits(fresh), logits(model))
@@ -136,9 +140,10 @@ def test_damaged_tensors_are_refused_and_nothing_changes(tmp_path, sentence):
 
 CONFIGS = {
     "peft_type": ["IA3", None], "bias": ["all"], "fan_in_fan_out": [True], "layers_to_transform": [[0]],
-    "use_qalora": [True], "lora_bias": [True], "init_lora_weights": ["pissa", "olora"],
+    "use_qalora": [True], "lora_bias": [True], "init_lora_weights": ["pissa", "olora", "lora_ga"],
     "modules_to_save": [["pooler"]], "target_parameters": [["x"]], "r": [0, "8", True, None, 1.5],
-    "lora_alpha": ["x", -1], "lora_dropout": [1, -0.1], "target_modules": [[], None, ".*query"],
+    "lora_alpha": ["x", -1, 10**400], "lora_dropout": [1, -0.1], "target_modules": [[], None, ".*query"],
+    "base_model_name_or_path": [5], "revision": [["a"]],
     "rank_pattern": [{"layer.[01].query": 3}, [1], {"query": 0}], "exclude_modules": [["value"]],
 }
 
@@ -148,9 +153,21 @@ def test_keys_that_change_the_mathematics_are_refused_by_name(tmp_path, key, val
     _, folder = saved(tmp_path)
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    with pytest.raises(InputError, match=key) as refusal:
+    with pytest.raises(InputError, match=rf": {key}\b") as refusal:
         load_adapter(tiny(), folder, "one")
     assert str(path) in str(refusal.value)
+
+
+def test_a_rank_beyond_memory_is_held_against_the_file(tmp_path):
+    _, folder = saved(tmp_path)
+    path = folder / "adapter_config.json"
+    values = json.loads(path.read_text())
+    for rank in (10**8, 4):
+        path.write_text(json.dumps(values | {"r": rank}))
+        model = tiny()
+        with pytest.raises(InputError, match=rf"has shape \(3, 35\), and \({rank}, 35\) is wanted"):
+            load_adapter(model, folder, "one")
+        assert switch_of(model) is None
 
 
 def test_unknown_keys_are_passed_over_and_said(tmp_path):
@@ -204,6 +221,10 @@ def test_an_adapter_without_a_head_uses_the_bases(tmp_path):
     _, folder = saved(tmp_path)
     break_tensors(folder, lambda t: [t.pop(key) for key in list(t) if "qa_outputs" in key])
     model = tiny().eval()
+    with pytest.raises(InputError, match="qa_outputs.bias is missing"):
+        load_adapter(model, folder, "one")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"modules_to_save": None}))
     load_adapter(model, folder, "one")
     assert torch.equal(model.qa_outputs.heads["one"].weight, model.qa_outputs.base.weight)
 
@@ -297,9 +318,12 @@ def test_combinations_that_cannot_be_are_refused():
         ({"one": 1.0, "wide": 1.0}, "linear", "one rank"), ({"one": 1.0, "dora": 1.0}, "cat", "DoRA"),
         ({"one": 1.0, "none": 1.0}, "cat", "no adapter 'none'"), ({"one": 1.0, "two": -1.0}, "cat", "sum other than 0"),
         ({}, "cat", "sum other than 0"), ({"one": float("nan")}, "cat", "finite"),
+        ({"one": 1.0}, "dare", "no way to combine"),
     ):
         with pytest.raises(ValueError, match=sentence):
             combine(model, "both", weights, method)
+    with pytest.raises(ValueError, match="a rank can be chosen for svd"):
+        combine(model, "both", WEIGHTS, "cat", rank=2)
     assert adapter_names(model) == ["one", "two", "wide", "dora"]
 
 
@@ -325,13 +349,25 @@ def test_a_reader_switches_weights_windows_and_threshold_together(tmp_path, tiny
     both = Reader.load(tiny_folder, device="cpu", precision="fp32")
     plain = both.ask("Where?", text)[0]
     for folder, name in zip(folders, "ab", strict=True):
-        assert both.load_adapter(folder, name) == ()
+        both.load_adapter(folder, name)
+    assert both.notices == []
     for name, wanted in zip("ab", alone, strict=True):
         both.set_adapter(name)
         assert both.settings == wanted.settings and both.settings.windows.length == 40 + "ab".index(name)
         assert both.ask("Where?", text)[0] == wanted.ask("Where?", text)[0]
+    both.set_adapter("a")
+    begun = both.predict([Example("q", "Where?", text, None, "")])
+    both.set_adapter("b")  # what began with an adapter ends with it
+    assert next(begun).spans == alone[0].ask("Where?", text)[0].spans
+    both.combine("mean", {"a": 0.5, "b": 0.5})
+    assert both.settings == alone[0].settings and both.ask("Where?", text)[0].spans
     both.set_adapter(None)
     assert both.ask("Where?", text)[0] == plain
+    with pytest.raises(ValueError, match="cannot be saved whole"):
+        both.save(tmp_path)
+    for name in ("a", "b", "mean"):
+        remove_adapter(both.model, name)
+    both.save(tmp_path)
     assert alone[0].ask("Where?", text)[0] != alone[1].ask("Where?", text)[0]
 
 
@@ -350,6 +386,9 @@ def test_an_adapter_folder_of_another_base_is_refused_by_the_reader(tmp_path, ti
     path = Path(tmp_path / "a" / "adapter_config.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": None}))
     with pytest.raises(InputError, match="does not name its base"):
+        Reader.load(tmp_path / "a")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(tmp_path / "a")}))
+    with pytest.raises(InputError, match="which is an adapter itself"):
         Reader.load(tmp_path / "a")
     set_adapter(reader.model, None)
     assert switch_of(reader.model).active is None

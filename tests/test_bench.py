@@ -46,6 +46,7 @@ def test_moved_questions_have_no_answer_where_they_stand(tmp_path):
     home = {q: (context, record) for q, context, record in found if not q.endswith("-moved")}
     moved = [(q.removesuffix("-moved"), context, record) for q, context, record in found if q.endswith("-moved")]
     assert len(home) == 14 and len(moved) == 7  # the unanswerable ones stay alone
+    assert all(record["is_impossible"] is not bool(record["answers"]) for _, _, record in found)
     for name, context, record in moved:
         first, original = home[name]
         assert record["is_impossible"] is True and record["answers"] == [] and context != first

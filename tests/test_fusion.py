@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 import train
 from common.errors import InputError
 from model.fusion import add_fusion, fusion_parameters, load_fusion, save_fusion, tune_fusion
-from model.lora import LoraConfig, adapter_names, add_lora, merge, merged_model, set_adapter, switch_of
+from model.lora import LoraConfig, adapter_names, add_lora, remove_adapter, set_adapter, switch_of
+from model.merging import merge, merged_model
 from reader import Reader
 from tests.test_bert import ragged_batch
 from tests.test_lora import KINDS, adapted, logits, randomise, tiny
@@ -95,8 +96,13 @@ def test_a_fusion_comes_back_exactly_with_its_adapters(tmp_path):
     load_fusion(fresh, tmp_path, "other", "f" * 64)
     assert adapter_names(fresh) == ["one", "two", "three", "other"]
     assert torch.equal(logits(fresh), logits(model))
+    other = tiny()
     with pytest.raises(InputError, match="trained on other weights"):
-        load_fusion(tiny(), tmp_path, "other", "e" * 64)
+        load_fusion(other, tmp_path, "other", "e" * 64)
+    (tmp_path / "fusion.safetensors").write_bytes(b"12345678")
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        load_fusion(other, tmp_path, "other")
+    assert adapter_names(other) == [] and switch_of(other) is None
 
 
 def test_a_fusion_cannot_be_merged_or_made_of_one():
@@ -105,8 +111,17 @@ def test_a_fusion_cannot_be_merged_or_made_of_one():
         with pytest.raises(ValueError, match="is a fusion"):
             action(model, "mix")
     for members in (["one"], ["one", "none"], ["one", "one"], []):
-        with pytest.raises(ValueError, match="at least two adapters of one, two, three, mix"):
+        with pytest.raises(ValueError, match="at least two adapters of one, two, three$"):
             add_fusion(model, "more", members)
+    for name in ("one", "mix", "train"):
+        with pytest.raises(InputError, match="rename"):
+            add_fusion(model, name, ["one", "two"])
+    with pytest.raises(ValueError, match="part of a fusion"):
+        remove_adapter(model, "one")
+    add_lora(model, LoraConfig(), "later")  # on the layers, not on the inside of the fusion
+    assert sum("later" in name for name, _ in model.named_parameters()) == 6 * 2 + 2
+    remove_adapter(model, "mix")
+    remove_adapter(model, "one")
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +153,13 @@ def test_a_run_of_fusion_is_killed_resumed_and_opened(place, tmp_path):
         first = load_file(place[0] / name / "model/adapter_model.safetensors")
         then = load_file(tmp_path / "whole/model/adapters" / name / "adapter_model.safetensors")
         assert all(torch.equal(first[key], then[key]) for key in first)
+    stopped = tmp_path / "cut"
+    (stopped / "metrics.json").unlink()
+    changed = place[0] / "wiki/model/adapter_config.json"
+    before = changed.read_text()
+    changed.write_text(before + " ")
+    assert train.main([*flags(*place, stopped), "--resume"]) == 2  # an adapter that it mixes is another one now
+    changed.write_text(before)
     reader = Reader.load(tmp_path / "whole/model", device="cpu", precision="fp32")
     assert reader.adapter == "fusion" and adapter_names(reader.model) == ["wiki", "reviews", "fusion"]
     assert reader.settings.null_threshold is not None
@@ -149,7 +171,11 @@ def test_folders_and_options_that_do_not_fit(place, tmp_path, capsys):
     assert train.main(arguments(folder, encoder, tmp_path / "out", tune="fusion")) == 2
     assert train.main([*arguments(folder, encoder, tmp_path / "out", tune="lora"), "--adapter", "a", "b"]) == 2
     assert train.main([*arguments(folder, encoder, tmp_path / "out", tune="fusion"), "--adapter", "a"]) == 2
-    assert capsys.readouterr().err.count("--tune fusion and --adapter belong together") == 3
+    assert train.main([*arguments(folder, encoder, tmp_path / "out", tune="lora"), "--adapter", "a"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("name at least two with --adapter") == 2 and said.count("name it with --from") == 2
+    again = [*arguments(folder, encoder, tmp_path / "out", tune="fusion"), "--adapter", *[str(folder / "wiki")] * 2]
+    assert train.main(again) == 2 and "names must differ" in capsys.readouterr().err
     assert train.main(flags(*place, tmp_path / "run", max_steps=1, eval_every=None)) == 0
     model = tmp_path / "run/model"
     path, config = model / "fusion.safetensors", model / "fusion.json"
@@ -165,7 +191,7 @@ def test_folders_and_options_that_do_not_fit(place, tmp_path, capsys):
     save_file(whole, path)
     for change, sentence in (
         ({"format": 2}, "expected a fusion of format 1"), ({"adapters": ["../x"]}, "expected a list of folder names"),
-        ({"adapters": ["wiki"]}, "at least two adapters"),
+        ({"adapters": ["wiki"]}, "at least two adapters"), ({"adapters": ["wiki", "wiki"]}, "a name is there twice"),
         ({"adapters": ["wiki", "nobody"]}, "not the folder of an adapter"),
         ({"base_model_name_or_path": None}, "does not name its base"),
     ):

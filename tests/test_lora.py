@@ -1,5 +1,6 @@
 """LoRA's pass: equal to a dense W + sBA and to peft, in logits and gradients; names, rows, merging."""
 
+import copy
 import math
 import threading
 
@@ -9,9 +10,9 @@ import torch
 from common.errors import InputError
 from model.bert import BertConfig, BertForQuestionAnswering
 from model.lora import (
-    ALL_LINEAR, LoraConfig, LoraLinear, adapter_names, add_lora, linear_layers, merge, merged_model, remove_adapter,
-    set_adapter, switch_of, unmerge,
+    ALL_LINEAR, LoraConfig, LoraLinear, adapter_names, add_lora, linear_layers, remove_adapter, set_adapter, switch_of,
 )
+from model.merging import merge, merged_model, unmerge
 from tests.test_bert import VOCABULARY, ragged_batch, reference_model, scalar_loss
 from tests.tiny_model import make_model
 
@@ -127,6 +128,8 @@ def test_a_merged_update_gives_the_same_logits_and_goes_out_bit_for_bit():
                                before["bert.encoder.layer.0.attention.self.query.base.weight"])
         with pytest.raises(ValueError, match="unmerge"):
             set_adapter(model, None)
+        with pytest.raises(ValueError, match="unmerge"):
+            add_lora(model, kind, "two")
         unmerge(model)
         unmerge(model)
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -163,6 +166,10 @@ def test_adapters_are_switched_and_removed():
             set_adapter(model, wrong)
     remove_adapter(model, "one")
     assert torch.equal(logits(model), plain) and adapter_names(model) == []
+    assert {name for name, _ in model.named_parameters()} == {name for name, _ in tiny().named_parameters()}
+    for action in (lambda: merge(tiny(), None), lambda: merge(model, "one")):
+        with pytest.raises(ValueError, match="to merge"):
+            action()
 
 
 def test_each_row_of_a_batch_has_its_own_adapter():
@@ -179,6 +186,16 @@ def test_each_row_of_a_batch_has_its_own_adapter():
             assert (together[:, row] - alone)[:, mask[row]].abs().max() < 1e-5
     with switch_of(model).rows(["one"]), pytest.raises(AssertionError, match="1 adapter names for a batch of 3"):
         logits(model)
+    for wrong in (switch_of(model).rows(["oen"] * 3), switch_of(model).using("oen")):
+        with pytest.raises(ValueError, match="there is no adapter 'oen'; known: one, three, two"), wrong:
+            pass
+    with switch_of(model).using("one"):
+        set_adapter(model, "two")
+        inside = logits(model)
+    assert not torch.equal(logits(model), inside)
+    set_adapter(model, "one")
+    assert torch.equal(logits(model), inside)
+    copy.deepcopy(model)
 
 
 def test_rows_of_one_thread_are_not_those_of_another():
@@ -224,9 +241,11 @@ def test_targets_that_fit_nothing_are_named():
             add_lora(model, LoraConfig(targets=("query", target)), "one")
     assert switch_of(model) is None
     add_lora(model, LoraConfig(), "one")
-    for name in ("one", "", "a.b"):
-        with pytest.raises(ValueError):
+    for name in ("one", "", "a.b", "train", "values", "none"):
+        before = {n for n, _ in model.named_parameters()}
+        with pytest.raises(InputError, match="rename"):
             add_lora(model, LoraConfig(), name)
+        assert {n for n, _ in model.named_parameters()} == before
 
 
 def peft_twin(model, kind):

@@ -101,11 +101,12 @@ def test_refusals(place, tmp_path, tiny_folder, capsys):
     (tmp_path / "full" / "file").touch()
     for argv, sentence in (
         (("--out", tmp_path / "o"), "name an adapter with --adapter"),
-        (("--adapter", place / "lora"), "--out DIR to write"),
+        (("--adapter", place / "lora"), "or --dev FILE to score"),
         (("--adapter", tiny_folder, "--out", tmp_path / "o"), "is a whole model"),
         (("--adapter", tmp_path / "none", "--out", tmp_path / "o"), "there is no such folder"),
         (("--adapter", place / "lora", "--out", tmp_path / "full"), "is there already"),
-        (("--adapter", place / "lora", "--out", tmp_path / "o", "--way", "dequantised"), "there is one way"),
+        (("--adapter", place / "lora", "--out", tmp_path / "o", "--way", "dequantised"), "there is original only"),
+        (("--adapter", place / "lora", "--dev", place / "dev.json", "--way", "original"), "name the folder with --out"),
         (("--adapter", place / "lora", "--out", tmp_path / "o", "--dev", tmp_path / "none.json"), "none.json"),
     ):
         assert run(*argv) == 2

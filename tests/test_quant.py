@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 import train
 from common.errors import InputError
-from model.lora import LoraConfig, LoraLinear, add_lora, linear_layers, merge, merged_model
+from model.lora import LoraConfig, LoraLinear, add_lora, linear_layers
+from model.merging import merge, merged_model
 from model.nf4 import dequantise_nf4, dynamic_codes, nf4_codes, quantise_nf4
 from model.quant import (
     QUANTS, FourBit, FourBitLinear, Int8Linear, bitsandbytes_layers, dense_weight, quantise, weight_bytes,
@@ -89,8 +90,8 @@ def test_parameters_are_counted_as_if_in_full():
     groups = parameter_groups(model)
     packed = 3 * (4 * 35 * 35 + 2 * 35 * 53)
     assert groups["encoder"] == {"fp4-single": packed, "float32": 3 * (4 * 35 + 53 + 35 + 4 * 35)}
-    assert groups["LoRA"] == {"float32": 3 * 2 * 2 * 3 * 35} and groups["head"] == {"float32": 2 * 72}
-    assert list(groups) == ["embeddings", "encoder", "LoRA", "head"]
+    assert groups["adapters"] == {"float32": 3 * 2 * 2 * 3 * 35} and groups["head"] == {"float32": 2 * 72}
+    assert list(groups) == ["embeddings", "encoder", "adapters", "head"]
     total = sum(count for kinds in groups.values() for count in kinds.values())
     assert parameter_counts(model)[1] == total == whole + 3 * 2 * 2 * 3 * 35 + 72
 
@@ -177,7 +178,7 @@ def test_4_bit_weights_cannot_be_tuned_themselves(place, tmp_path, capsys):
     folder, encoder = place
     for tune in ("full", "head", "bitfit"):
         assert train.main(arguments(folder, encoder, tmp_path / "out", tune=tune, quant="nf4")) == 2
-        assert "--quant nf4: 4-bit weights cannot learn" in capsys.readouterr().err
+        assert f"--quant is for --tune lora or qlora, and --tune is {tune}" in capsys.readouterr().err
     reader_json = {"format": 1, "windows": {}, "decode": {}, "null_threshold": None, "quant": "nf3"}
     path = tmp_path / "reader.json"
     path.write_text(json.dumps(reader_json))
@@ -204,9 +205,14 @@ def test_a_quantised_model_is_saved_and_read_back_exactly(tiny_folder, tmp_path,
 
 Q = "bert.encoder.layer.1.attention.self.query.weight"
 DAMAGE = {
-    f"{Q}: not a weight in 4 bits": lambda t: t.pop(Q + ".quant_map"),
+    f"{Q}: not a weight in nf4: .quant_map is missing": lambda t: t.pop(Q + ".quant_map"),
     f"lack {Q}": lambda t: [t.pop(key) for key in list(t) if key.startswith(Q)],
-    f"{Q}: not a weight of 35 x 35": lambda t: t.update({Q: t[Q][:-1]}),
+    f"{Q}: the packed weight should be 613 finite": lambda t: t.update({Q: t[Q][:-1]}),
+    f"{Q}: .absmax should be 20 finite": lambda t: t.update({Q + ".absmax": t[Q + ".absmax"][:-1]}),
+    f"{Q}: .nested_absmax should be 1 finite": lambda t: t.update({Q + ".nested_absmax": torch.zeros(0)}),
+    f"{Q}: .quant_map should be 16 finite": lambda t: t.update({Q + ".quant_map": torch.zeros(2)}),
+    f"{Q}: .nested_quant_map should be 256": lambda t: t.update({Q + ".nested_quant_map": torch.zeros(256).bfloat16()}),
+    f"{Q}: .nested_absmax should be 1 finite numbers": lambda t: t.update({Q + ".nested_absmax": torch.ones(1) / 0}),
     "has no place": lambda t: t.update({Q.replace("query", "quary") + ".absmax": t[Q + ".absmax"].clone()}),
     "belongs to a weight in 4 bits, and config.json names none": lambda t: None,
 }

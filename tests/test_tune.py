@@ -106,7 +106,9 @@ def test_a_lora_run_killed_anywhere_ends_bit_identical(place, tmp_path):
 
 def test_training_goes_on_with_an_adapter(place, tmp_path, capsys):
     assert run(place, tmp_path / "first", **LORA) == 0
-    more = LORA | {"lora_rank": 8, "model": tmp_path / "first/model"}
+    more = LORA | {"model": tmp_path / "first/model"}
+    assert run(place, tmp_path / "second", **more | {"lora_rank": 8}) == 2
+    assert "--lora-rank: the adapter" in (said := capsys.readouterr().err) and "has 3, and keeps it" in said
     assert run(place, tmp_path / "second", **more) == 0
     one, two = (load_file(tmp_path / name / "model/adapter_model.safetensors") for name in ("first", "second"))
     assert {k: v.shape for k, v in one.items()} == {k: v.shape for k, v in two.items()}  # the adapter's own rank stays
@@ -116,7 +118,29 @@ def test_training_goes_on_with_an_adapter(place, tmp_path, capsys):
     reader = Reader.load(tmp_path / "second/model", device="cpu")
     assert adapter_names(reader.model) == ["default"]
     assert run(place, tmp_path / "third", tune="full", model=tmp_path / "first/model") == 2
-    assert "only --tune lora can train on it" in capsys.readouterr().err
+    assert "--tune lora or qlora train it on" in capsys.readouterr().err
+    with_note = tmp_path / "first/model/adapter_config.json"
+    with_note.write_text(json.dumps(json.loads(with_note.read_text()) | {"colour": "blue"}))
+    assert run(place, tmp_path / "third", **more) == 0
+    assert "note: " in (said := capsys.readouterr().out) and "colour is unknown and was passed over" in said
+    assert infer.main(["--model", str(tmp_path / "first"), "--question", "Who?", "--context", "A miller."]) == 0
+    assert "colour is unknown" in capsys.readouterr().err
+
+
+def test_options_of_other_ways_are_refused(place, tmp_path, capsys):
+    for flags, sentence in (
+        ({"lora_rank": 3}, "--lora-rank is for --tune lora or qlora, and --tune is full"),
+        ({"dora": True, "tune": "head"}, "--dora is for --tune lora or qlora, and --tune is head"),
+        ({"prompt_text": "x", "tune": "lora"}, "--prompt-text is for --tune prompt, and --tune is lora"),
+        ({"tune": "lora", "optimizer": "paged-adamw8bit"}, "take adamw8bit here"),
+    ):
+        assert run(place, tmp_path / "out", **flags) == 2
+        assert sentence in capsys.readouterr().err
+        assert not (tmp_path / "out" / "config.json").exists()
+    flags = {"tune": "lora", "lora_targets": "query,intermediate.dense", "optimizer": "adamw8bit"}
+    assert run(place, tmp_path / "out", **flags) == 0
+    targets = json.loads((tmp_path / "out/model/adapter_config.json").read_text())["target_modules"]
+    assert targets == ["intermediate.dense", "query"]
 
 
 @pytest.mark.parametrize("pattern", ["query", "=3", "query=0", "query=x"])

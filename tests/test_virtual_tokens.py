@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import infer
+import merge
 import train
 from common.errors import InputError
 from model.prompts import PromptedBert, add_prompt, room, tune_prompt
@@ -100,6 +101,10 @@ def test_a_run_is_opened_killed_and_gone_on_with(place, tmp_path, capsys):
     config = json.loads((tmp_path / "more/model/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(encoder) and config["num_virtual_tokens"] == 7
     capsys.readouterr()
+    assert merge.main(["--adapter", str(whole), "--out", str(tmp_path / "merged")]) == 2
+    assert "virtual tokens: not a change of weights" in capsys.readouterr().err
+    assert infer.main(["--adapter", str(whole), *question]) == 2
+    assert "open them with --model" in capsys.readouterr().err
     for tune, sentence in (("lora", "only --tune prompt trains them"), ("full", "only --tune prompt trains them")):
         assert train.main(arguments(folder, whole, tmp_path / "other", tune=tune)) == 2
         assert sentence in capsys.readouterr().err

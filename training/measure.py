@@ -8,7 +8,7 @@ import torch
 from model.quant import FourBitLinear
 
 LATENCY_QUESTIONS = 50
-PARTS = ((".updates.", "LoRA"), ("bert.prompt", "virtual tokens"), ("qa_outputs", "head"), (".encoder.", "encoder"))
+PARTS = ((".updates.", "adapters"), ("bert.prompt", "virtual tokens"), ("qa_outputs", "head"), (".encoder.", "encoder"))
 
 
 def parameter_counts(model):

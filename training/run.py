@@ -3,6 +3,8 @@
 import hashlib
 import os
 import platform
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 
 from common.errors import InputError
 from common.files import write_json
+from common.options import COMMAND_LINE
 from data.download import cache_folder, fetch
 from data.readers import read_dataset
 from data.windows import WindowSettings
@@ -18,6 +21,13 @@ from model.adapters import SHIPPED, is_adapter
 from training.folder import FORMAT
 
 FREE_ON_RESUME = ("resume", "out", "recipe", "print_config")
+USED_BY = {
+    ("lora", "qlora"): (
+        "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_rank_pattern", "rslora", "dora",
+        "lora_plus_ratio", "quant",
+    ),
+    ("prompt",): ("prompt_tokens", "prompt_text"),
+}
 HARMLESS = ("keep", "save_every")  # may be given anew on --resume: they change no weight
 MODEL_FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "adapter_config.json",
@@ -43,18 +53,19 @@ def settle_options(options):
     if options.dataset == "sample" and not options.given("model") and not options.given("tune") and is_adapter(SHIPPED):
         options = options.replace("default", model=str(SHIPPED), tune="lora")  # on from what can read already
     if options.tune == "qlora":
-        options = options.replace("tune = qlora", **{
+        options = options.replace("default", **{
             name: value for name, value in (("quant", "nf4"), ("checkpointing", True)) if not options.given(name)
         })
-    elif options.quant is not None and options.tune != "lora":
-        raise InputError(f"--quant {options.quant}: 4-bit weights cannot learn; --tune qlora trains beside them")
     if options.window_overlap is not None and options.window_step is not None:
         raise InputError("--window-overlap and --window-step say the same thing in two ways: give one of them")
     if options.window_overlap is None and options.window_step is None:
         options = options.replace("default", window_overlap=min(128, options.window_length // 3))
     WindowSettings(options.window_length, options.window_overlap, options.window_step).check()
-    if (options.tune == "fusion") != (len(options.adapter or ()) >= 2):
-        raise InputError("--tune fusion and --adapter belong together: name at least two adapters to mix")
+    if options.tune == "fusion" and len(options.adapter or ()) < 2:
+        raise InputError("--tune fusion mixes adapters: name at least two with --adapter")
+    if options.tune != "fusion" and options.adapter:
+        raise InputError("--adapter is for --tune fusion; to train an adapter on, name it with --from")
+    refuse_unused(options)
     for name in ("train", "dev", "adapter"):  # absolute, so that --resume finds them from any folder
         paths = getattr(options, name)
         if paths:
@@ -65,6 +76,20 @@ def settle_options(options):
     if options.out is None:
         options = options.replace("default", out=default_out(options))
     return options
+
+
+def asked(options, name):
+    """Whether the user gave this option, on the command line or in a recipe."""
+    return options.origins[name] == COMMAND_LINE or options.origins[name].startswith("recipe ")
+
+
+def refuse_unused(options):
+    """Refuse options of a way of tuning that is not the chosen one, which would be passed over in silence."""
+    for methods, names in USED_BY.items():
+        for name in names:
+            if asked(options, name) and options.tune not in methods:
+                flag = "--" + name.replace("_", "-")
+                raise InputError(f"{flag} is for --tune {' or '.join(methods)}, and --tune is {options.tune}")
 
 
 def recorded_options(options, run):
@@ -130,6 +155,7 @@ def environment(device, precision):
         "python": platform.python_version(),
         "torch": torch.__version__,
         "tokenizers": tokenizers.__version__,
+        "bitsandbytes": version("bitsandbytes") if find_spec("bitsandbytes") else None,
         "platform": platform.platform(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
@@ -151,6 +177,10 @@ def describe_run(options, source, files, device, precision, fingerprint=None):
             part: [{"path": str(path), "sha256": file_hash(path)} for path in paths]
             for part, paths in zip(("train", "dev"), files, strict=True)
         },
+        "adapters": [
+            {"path": str(path), "sha256": file_hash(path)}
+            for folder in options.adapter or () for path in sorted(folder.rglob("adapter_*")) if path.is_file()
+        ],
         "environment": environment(device, precision),
     }
 
@@ -164,7 +194,10 @@ def write_or_compare(run, description):
         write_json(run.config, description)
         return []
     recorded = run.read_config()
-    parts = {"data": "data files", "model": "model", "model_files": "model's config.json or tokenizer"}
+    parts = {
+        "adapters": "adapters", "data": "data files", "model": "model",
+        "model_files": "model's config.json or tokenizer",
+    }
     for part, name in parts.items():
         if part in recorded and recorded[part] != description[part]:
             raise InputError(

@@ -13,10 +13,12 @@ from data.decode import DecodeSettings
 from data.windows import WindowSettings
 from model.adapters import adapter_name, is_adapter
 from model.fusion import add_fusion, is_fusion, tune_fusion
-from model.lora import LoraConfig
+from model.lora import LoraConfig, switch_of
 from model.prompts import PromptedBert, tune_prompt
+from model.quant import FourBitLinear
+from training.run import asked
 from model.tune import tune_bitfit, tune_full, tune_head, tune_lora
-from reader import Reader, ReaderSettings
+from reader import SETTINGS_FILE, Reader, ReaderSettings
 from training.evaluate import PREDICTION_FILES, prediction_files
 from training.measure import latency, parameter_counts, parameter_groups, peak_memory_bytes
 
@@ -36,6 +38,8 @@ def build_reader(source, options, device, precision, may_lack_answer):
         0.0 if may_lack_answer else None,
         options.quant,
     )
+    if is_adapter(source.folder) and (stored := quant_of(source.folder)) and options.quant is None:
+        raise InputError(f"{options.model}: was trained over {stored} weights; continue by --tune qlora --quant {stored}")
     reader = Reader.load(
         source.folder, settings=settings, device=str(device), precision=precision, dropout=options.dropout,
         attention_dropout=options.attention_dropout,
@@ -47,33 +51,69 @@ def build_reader(source, options, device, precision, may_lack_answer):
     return reader
 
 
+def quant_of(folder):
+    """How the base was held when an adapter was trained; None for in full."""
+    path = Path(folder) / SETTINGS_FILE
+    return ReaderSettings.from_file(path).quant if path.is_file() else None
+
+
 def tune(reader, options):
     """The pass that --tune names."""
     model = reader.model
     if isinstance(model.bert, PromptedBert) and options.tune != "prompt":
         raise InputError(f"--tune {options.tune}: {options.model} has virtual tokens; only --tune prompt trains them")
+    packed = any(isinstance(module, FourBitLinear) for module in model.modules())
+    if packed and options.tune in ("full", "bitfit"):
+        raise InputError(f"--tune {options.tune}: the weights of {options.model} are stored in 4 bits and cannot learn")
     if options.tune not in ("lora", "qlora"):
         if reader.adapter is not None:
-            raise InputError(f"--tune {options.tune}: {options.model} is an adapter; only --tune lora can train on it")
+            raise InputError(f"--tune {options.tune}: {options.model} is an adapter; --tune lora or qlora train it on")
         if options.tune == "prompt":
             text = options.prompt_text or ""
             tune_prompt(model, options.prompt_tokens, reader.tokenizer.encode(text, add_special_tokens=False).ids)
             reader.settings = reader.settings  # checked again: virtual tokens take positions
             return
         if options.tune == "fusion":
-            for folder in options.adapter:
-                reader.load_adapter(adapter_of_run(folder), adapter_name(folder), settings=reader.settings)
+            names = [adapter_name(folder) for folder in options.adapter]
+            if len(set(names)) < len(names) or "fusion" in names:
+                listed = ", ".join(names)
+                raise InputError(f"--adapter: {listed}: names must differ, and none be 'fusion'; rename the folders")
+            for name, folder in zip(names, options.adapter, strict=True):
+                reader.load_adapter(adapter_of_run(folder), name, settings=reader.settings)
             reader.all_settings["fusion"] = reader.settings
-            add_fusion(model, "fusion", [adapter_name(folder) for folder in options.adapter])
+            add_fusion(model, "fusion", names)
             tune_fusion(model)
             return
         {"full": tune_full, "head": tune_head, "bitfit": tune_bitfit}[options.tune](model)
         return
     continued = reader.adapter is not None
     settings = reader.settings
+    if is_fusion_active(model):
+        raise InputError(f"--tune {options.tune}: {options.model} is a fusion, whose adapters are frozen")
+    if continued:
+        refuse_other_lora(model.lora_configs[reader.adapter], options)
     tune_lora(model, lora_config(options))
     if not continued:
         reader.settings = settings
+
+
+def is_fusion_active(model):
+    """Whether what is in use is a fusion."""
+    return getattr(model, "fusions", {}).get(switch_of(model).active if switch_of(model) else None) is not None
+
+
+def refuse_other_lora(config, options):
+    """An adapter that goes on keeps its rank, alpha and the rest: refuse options that ask for others."""
+    wanted = lora_config(options)
+    fields = {
+        "lora_rank": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "lora_targets": "targets",
+        "rslora": "rslora", "dora": "dora", "lora_rank_pattern": "rank_pattern",
+    }
+    for option, field in fields.items():
+        has = getattr(config, field)
+        if asked(options, option) and getattr(wanted, field) != has:
+            flag = "--" + option.replace("_", "-")
+            raise InputError(f"{flag}: the adapter {options.model} has {has}, and keeps it when it is trained on")
 
 
 def adapter_of_run(folder):
@@ -92,13 +132,14 @@ def lora_config(options):
         ranks[name] = int(rank)
     return LoraConfig(
         rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout, rslora=options.rslora,
-        targets=tuple(dict.fromkeys(options.lora_targets)), dora=options.dora, rank_pattern=ranks,
+        targets=tuple(sorted({part for name in options.lora_targets for part in name.split(",")})), dora=options.dora,
+        rank_pattern=ranks,
     )
 
 
 def print_setup(reader, source, train_set, dev_set, windows, precision, notices):
     """Say what is about to run, and what was noticed on the way."""
-    for notice in [*train_set.notices, *(dev_set.notices if dev_set else []), *notices]:
+    for notice in [*train_set.notices, *(dev_set.notices if dev_set else []), *reader.notices, *notices]:
         print(f"note: {notice}")
     if dev_set:
         shared = {e.context for e in train_set.examples} & {e.context for e in dev_set.examples}
