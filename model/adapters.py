@@ -5,7 +5,6 @@ A folder holds `adapter_config.json` and `adapter_model.safetensors`. A tensor's
 there whole. The file's metadata say of which base the adapter is: the weights' fingerprint of `model.weights`.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 

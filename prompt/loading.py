@@ -10,7 +10,7 @@ from model.fusion import is_fusion
 from model.source import resolve_model
 from reader import Reader
 from training.folder import RunFolder, newest_finished
-from training.setup import quant_of
+from training.tuning import quant_of
 
 RUNS = Path("runs")
 

@@ -2,25 +2,19 @@
 
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from common.errors import InputError
 from common.files import read_bytes, read_json, write_atomic, write_folder, write_json
 from data.decode import DecodeSettings
 from data.windows import WindowSettings
-from model.adapters import adapter_name, is_adapter
-from model.fusion import add_fusion, is_fusion, tune_fusion
-from model.lora import LoraConfig, switch_of
-from model.prompts import PromptedBert, tune_prompt
-from model.quant import FourBitLinear
-from training.run import asked
-from model.tune import tune_bitfit, tune_full, tune_head, tune_lora
-from reader import SETTINGS_FILE, Reader, ReaderSettings
+from model.adapters import is_adapter
+from model.fusion import is_fusion
+from reader import Reader, ReaderSettings
 from training.evaluate import PREDICTION_FILES, prediction_files
 from training.measure import latency, parameter_counts, parameter_groups, peak_memory_bytes
+from training.tuning import refuse_other_quant, tune
 
 
 def seed_everything(seed):
@@ -38,8 +32,8 @@ def build_reader(source, options, device, precision, may_lack_answer):
         0.0 if may_lack_answer else None,
         options.quant,
     )
-    if is_adapter(source.folder) and (stored := quant_of(source.folder)) and options.quant is None:
-        raise InputError(f"{options.model}: was trained over {stored} weights; continue by --tune qlora --quant {stored}")
+    if is_adapter(source.folder):
+        refuse_other_quant(source.folder, options)
     reader = Reader.load(
         source.folder, settings=settings, device=str(device), precision=precision, dropout=options.dropout,
         attention_dropout=options.attention_dropout,
@@ -49,92 +43,6 @@ def build_reader(source, options, device, precision, may_lack_answer):
         reader.base = source.name, source.revision
     tune(reader, options)
     return reader
-
-
-def quant_of(folder):
-    """How the base was held when an adapter was trained; None for in full."""
-    path = Path(folder) / SETTINGS_FILE
-    return ReaderSettings.from_file(path).quant if path.is_file() else None
-
-
-def tune(reader, options):
-    """The pass that --tune names."""
-    model = reader.model
-    if isinstance(model.bert, PromptedBert) and options.tune != "prompt":
-        raise InputError(f"--tune {options.tune}: {options.model} has virtual tokens; only --tune prompt trains them")
-    packed = any(isinstance(module, FourBitLinear) for module in model.modules())
-    if packed and options.tune in ("full", "bitfit"):
-        raise InputError(f"--tune {options.tune}: the weights of {options.model} are stored in 4 bits and cannot learn")
-    if options.tune not in ("lora", "qlora"):
-        if reader.adapter is not None:
-            raise InputError(f"--tune {options.tune}: {options.model} is an adapter; --tune lora or qlora train it on")
-        if options.tune == "prompt":
-            text = options.prompt_text or ""
-            tune_prompt(model, options.prompt_tokens, reader.tokenizer.encode(text, add_special_tokens=False).ids)
-            reader.settings = reader.settings  # checked again: virtual tokens take positions
-            return
-        if options.tune == "fusion":
-            names = [adapter_name(folder) for folder in options.adapter]
-            if len(set(names)) < len(names) or "fusion" in names:
-                listed = ", ".join(names)
-                raise InputError(f"--adapter: {listed}: names must differ, and none be 'fusion'; rename the folders")
-            for name, folder in zip(names, options.adapter, strict=True):
-                reader.load_adapter(adapter_of_run(folder), name, settings=reader.settings)
-            reader.all_settings["fusion"] = reader.settings
-            add_fusion(model, "fusion", names)
-            tune_fusion(model)
-            return
-        {"full": tune_full, "head": tune_head, "bitfit": tune_bitfit}[options.tune](model)
-        return
-    continued = reader.adapter is not None
-    settings = reader.settings
-    if is_fusion_active(model):
-        raise InputError(f"--tune {options.tune}: {options.model} is a fusion, whose adapters are frozen")
-    if continued:
-        refuse_other_lora(model.lora_configs[reader.adapter], options)
-    tune_lora(model, lora_config(options))
-    if not continued:
-        reader.settings = settings
-
-
-def is_fusion_active(model):
-    """Whether what is in use is a fusion."""
-    return getattr(model, "fusions", {}).get(switch_of(model).active if switch_of(model) else None) is not None
-
-
-def refuse_other_lora(config, options):
-    """An adapter that goes on keeps its rank, alpha and the rest: refuse options that ask for others."""
-    wanted = lora_config(options)
-    fields = {
-        "lora_rank": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "lora_targets": "targets",
-        "rslora": "rslora", "dora": "dora", "lora_rank_pattern": "rank_pattern",
-    }
-    for option, field in fields.items():
-        has = getattr(config, field)
-        if asked(options, option) and getattr(wanted, field) != has:
-            flag = "--" + option.replace("_", "-")
-            raise InputError(f"{flag}: the adapter {options.model} has {has}, and keeps it when it is trained on")
-
-
-def adapter_of_run(folder):
-    """The adapter's own folder, where a run is named."""
-    inside = Path(folder) / "model"
-    return inside if is_adapter(inside) else folder
-
-
-def lora_config(options):
-    """The LoraConfig that the options describe."""
-    ranks = {}
-    for text in options.lora_rank_pattern or ():
-        name, _, rank = text.partition("=")
-        if not name or not rank.isdecimal() or int(rank) < 1:
-            raise InputError(f"--lora-rank-pattern {text}: expected NAME=RANK, such as layer.5.attention.self.query=16")
-        ranks[name] = int(rank)
-    return LoraConfig(
-        rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout, rslora=options.rslora,
-        targets=tuple(sorted({part for name in options.lora_targets for part in name.split(",")})), dora=options.dora,
-        rank_pattern=ranks,
-    )
 
 
 def print_setup(reader, source, train_set, dev_set, windows, precision, notices):

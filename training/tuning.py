@@ -1,0 +1,113 @@
+"""From --tune and its options to what learns, and refusals of what does not go together."""
+
+from pathlib import Path
+
+from common.errors import InputError
+from model.adapters import adapter_name, is_adapter
+from model.fusion import add_fusion, tune_fusion
+from model.lora import LoraConfig
+from model.prompts import PromptedBert, tune_prompt
+from model.quant import FourBitLinear
+from model.tune import tune_bitfit, tune_full, tune_head, tune_lora
+from reader import SETTINGS_FILE, ReaderSettings
+from training.run import asked
+
+
+def quant_of(folder):
+    """How the base was held when an adapter was trained; None for in full."""
+    path = Path(folder) / SETTINGS_FILE
+    return ReaderSettings.from_file(path).quant if path.is_file() else None
+
+
+def refuse_other_quant(folder, options):
+    """An adapter that was trained over 4-bit weights goes on over them; InputError otherwise."""
+    stored = quant_of(folder)
+    if stored is not None and options.quant is None:
+        raise InputError(
+            f"{options.model}: was trained over {stored} weights; go on with --tune qlora --quant {stored}"
+        )
+
+
+def tune(reader, options):
+    """The pass that --tune names; InputError where the model that is there does not allow it."""
+    model, name = reader.model, options.model
+    packed = any(isinstance(module, FourBitLinear) for module in model.modules())
+    if isinstance(model.bert, PromptedBert) and options.tune != "prompt":
+        raise InputError(f"--tune {options.tune}: {name} has virtual tokens; only --tune prompt trains them")
+    if reader.adapter in getattr(model, "fusions", {}):
+        raise InputError(f"--tune {options.tune}: {name} is a fusion, whose adapters are frozen")
+    if reader.adapter is not None and options.tune not in ("lora", "qlora"):
+        raise InputError(f"--tune {options.tune}: {name} is an adapter; --tune lora or qlora train it on")
+    if packed and options.tune in ("full", "bitfit"):
+        raise InputError(f"--tune {options.tune}: the weights of {name} are stored in 4 bits and cannot learn")
+    whole = {"full": tune_full, "head": tune_head, "bitfit": tune_bitfit}
+    if options.tune in whole:
+        whole[options.tune](model)
+    else:
+        parts = {"lora": begin_lora, "qlora": begin_lora, "prompt": begin_prompt, "fusion": begin_fusion}
+        parts[options.tune](reader, options)
+
+
+def begin_lora(reader, options):
+    """A new adapter, or the one that the model came with."""
+    settings, continued = reader.settings, reader.adapter is not None
+    if continued:
+        refuse_other_lora(reader.model.lora_configs[reader.adapter], options)
+    tune_lora(reader.model, lora_config(options))
+    if not continued:
+        reader.settings = settings
+
+
+def begin_prompt(reader, options):
+    """Virtual tokens before the text."""
+    words = reader.tokenizer.encode(options.prompt_text or "", add_special_tokens=False).ids
+    tune_prompt(reader.model, options.prompt_tokens, words)
+    reader.settings = reader.settings  # checked again: virtual tokens take positions
+
+
+def begin_fusion(reader, options):
+    """A fusion of --adapter, called `fusion`."""
+    names = [adapter_name(folder) for folder in options.adapter]
+    if len(set(names)) < len(names) or "fusion" in names:
+        listed = ", ".join(names)
+        raise InputError(f"--adapter: {listed}: names must differ, and none be 'fusion'; rename the folders")
+    for name, folder in zip(names, options.adapter, strict=True):
+        reader.load_adapter(adapter_of_run(folder), name, settings=reader.settings)
+    reader.all_settings["fusion"] = reader.settings
+    add_fusion(reader.model, "fusion", names)
+    tune_fusion(reader.model)
+
+
+def refuse_other_lora(config, options):
+    """An adapter that goes on keeps its rank, alpha and the rest: refuse options that ask for others."""
+    wanted = lora_config(options)
+    fields = {
+        "lora_rank": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "lora_targets": "targets",
+        "rslora": "rslora", "dora": "dora", "lora_rank_pattern": "rank_pattern",
+    }
+    for option, field in fields.items():
+        has = getattr(config, field)
+        if asked(options, option) and getattr(wanted, field) != has:
+            flag = "--" + option.replace("_", "-")
+            raise InputError(f"{flag}: the adapter {options.model} has {has}, and keeps it when it is trained on")
+
+
+def adapter_of_run(folder):
+    """The adapter's own folder, where a run is named."""
+    inside = Path(folder) / "model"
+    return inside if is_adapter(inside) else folder
+
+
+def lora_config(options):
+    """The LoraConfig that the options describe."""
+    ranks = {}
+    for text in options.lora_rank_pattern or ():
+        name, _, rank = text.partition("=")
+        if not name or not rank.isdecimal() or int(rank) < 1:
+            raise InputError(f"--lora-rank-pattern {text}: expected NAME=RANK, such as layer.5.attention.self.query=16")
+        ranks[name] = int(rank)
+    return LoraConfig(
+        rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout, rslora=options.rslora,
+        targets=tuple(sorted({part for name in options.lora_targets for part in name.split(",")})), dora=options.dora,
+        rank_pattern=ranks,
+    )
