@@ -20,6 +20,7 @@ from data.examples import Example
 from data.tokenizer import load_tokenizer, save_tokenizer
 from data.windows import WindowSet, WindowSettings
 from model.adapters import is_adapter, load_adapter, read_adapter, read_base, save_adapter
+from model.bert import BertConfig
 from model.fusion import is_fusion, load_fusion, read_fusion, save_fusion
 from model.combining import combine
 from model.lora import adapter_names, remove_adapter, set_adapter, switch_of
@@ -181,6 +182,8 @@ class Reader:
                 reader.load_adapter(folder, "default", settings=settings)
             return reader
         config = read_config(folder)
+        if not isinstance(config, BertConfig):
+            raise InputError(f"{folder}: model_type is 'llama', and only 'bert' can read for now")
         if settings is None:
             path = folder / SETTINGS_FILE
             settings = ReaderSettings.from_file(path) if path.is_file() else default_settings(config)

@@ -5,6 +5,7 @@ A folder holds `adapter_config.json` and `adapter_model.safetensors`. A tensor's
 there whole. The file's metadata say of which base the adapter is: the weights' fingerprint of `model.weights`.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from safetensors.torch import save as to_safetensors
 from common.errors import InputError
 from common.files import read_json, write_json
 from model.lora import (
-    ALL_LINEAR, HEAD, LoraConfig, LoraLinear, adapter_names, add_lora, check_name, linear_layers, remove_adapter,
-    set_adapter, switch_of, target_layers,
+    ALL_LINEAR, HEAD, LoraConfig, LoraLinear, adapter_names, add_lora, check_name, heads_of, linear_layers,
+    remove_adapter, set_adapter, switch_of, target_layers,
 )
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -187,8 +188,9 @@ def adapter_tensors(model, name):
             tensors[f"{PREFIX}{layer}.lora_B.weight"] = update.lora_B
             if update.lora_magnitude_vector is not None:
                 tensors[f"{PREFIX}{layer}.lora_magnitude_vector"] = update.lora_magnitude_vector
-    for part, parameter in model.qa_outputs.heads[name].named_parameters():
-        tensors[f"{PREFIX}{HEAD}.{part}"] = parameter
+    if name in heads_of(model):
+        for part, parameter in heads_of(model)[name].named_parameters():
+            tensors[f"{PREFIX}{HEAD}.{part}"] = parameter
     return tensors
 
 
@@ -248,16 +250,22 @@ def fill(wanted, file, path, with_head):
         parameter.copy_(tensor)
 
 
-def peft_config(config, targets, base, revision):
-    """The contents of adapter_config.json. targets: the names as peft should match them."""
+def peft_config(config, targets, base, revision, with_head):
+    """The contents of adapter_config.json. targets: the names as peft should match them. with_head: of a reader."""
     return {
-        "peft_type": "LORA", "task_type": "QUESTION_ANS", "base_model_name_or_path": base, "revision": revision,
-        "inference_mode": True, "r": config.rank, "lora_alpha": whole(config.alpha), "lora_dropout": config.dropout,
+        "peft_type": "LORA", "task_type": "QUESTION_ANS" if with_head else "CAUSAL_LM",
+        "base_model_name_or_path": base, "revision": revision, "inference_mode": True, "r": config.rank,
+        "lora_alpha": whole(config.alpha), "lora_dropout": config.dropout,
         "target_modules": sorted(targets), "bias": "none", "fan_in_fan_out": False, "init_lora_weights": True,
-        "use_rslora": config.rslora, "use_dora": config.dora, "modules_to_save": [HEAD],
+        "use_rslora": config.rslora, "use_dora": config.dora, "modules_to_save": [HEAD] if with_head else None,
         "rank_pattern": dict(config.rank_pattern),
         "alpha_pattern": {name: whole(value) for name, value in config.alpha_pattern.items()},
     }
+
+
+def last_parts(layer):
+    """A layer's name within its block: `attention.self.query` of `bert.encoder.layer.0.attention.self.query`."""
+    return re.split(r"\.\d+\.", layer, maxsplit=1)[-1]
 
 
 def whole(value):
@@ -278,12 +286,13 @@ def save_adapter(model, name, folder, *, base, revision=None, fingerprint=None, 
     folder, config = Path(folder), model.lora_configs[name]
     targets = config.targets
     if ALL_LINEAR in targets:  # peft leaves a head out of "all-linear" only where it knows the model; names are certain
-        targets = {".".join(layer.split(".")[4:]) for layer, *_ in linear_layers(model)}
+        targets = {last_parts(layer) for layer, *_ in linear_layers(model)}
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in adapter_tensors(model, name).items()}
     # one key: the library writes several in an order that changes from run to run
     metadata = {FINGERPRINT: fingerprint} if fingerprint else {"format": "pt"}
     write_tensors(folder / WEIGHTS_FILE, tensors, metadata)
-    write_json(folder / CONFIG_FILE, peft_config(config, targets, base, revision))
+    with_head = name in heads_of(model)
+    write_json(folder / CONFIG_FILE, peft_config(config, targets, base, revision, with_head))
 
 
 def write_tensors(path, tensors, metadata):

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from model.lora import LoraConfig, LoraLinear, adapter_names, add_lora, linear_layers
+from model.lora import LoraConfig, LoraLinear, adapter_names, add_lora, heads_of, linear_layers
 
 
 def combine(model, name, weights, method="linear", rank=None):
@@ -43,13 +43,13 @@ def combine(model, name, weights, method="linear", rank=None):
         alpha_pattern={k: r for k, r in ranks.items() if r != most},
     )
     add_lora(model, config, name)
-    heads = model.qa_outputs.heads
+    heads = heads_of(model)
     with torch.no_grad():
         for layer, _, _, module in linear_layers(model):
             if layer in made:
                 module.updates[name].lora_A.copy_(made[layer][0])
                 module.updates[name].lora_B.copy_(made[layer][1])
-        for part, parameter in heads[name].named_parameters():
+        for part, parameter in heads[name].named_parameters() if name in heads else ():
             parameter.copy_(sum(w / total * heads[n].get_parameter(part) for n, w in weights.items()))
 
 

@@ -20,7 +20,8 @@ from common.errors import InputError
 from common.files import read_json, write_json
 from model.adapters import base_in, load_adapter, save_adapter, write_tensors
 from model.lora import (
-    HEAD, LoraLinear, adapter_names, check_name, linear_layers, new_head, remove_adapter, set_adapter, switch_of,
+    HEAD, LoraLinear, adapter_names, begin_adapter, check_name, heads_of, linear_layers, remove_adapter, set_adapter,
+    switch_of,
 )
 
 CONFIG_FILE, WEIGHTS_FILE, ADAPTERS = "fusion.json", "fusion.safetensors", "adapters"
@@ -65,10 +66,10 @@ def add_fusion(model, name, members):
             updates = [module.updates[member] for member in members if member in module.updates]
             if updates:
                 module.updates[name] = FusedUpdate(updates, module.base.out_features)
-    new_head(model, name)
-    heads = model.qa_outputs.heads
+    begin_adapter(model, name)
+    heads = heads_of(model)
     with torch.no_grad():
-        for part, parameter in heads[name].named_parameters():
+        for part, parameter in heads[name].named_parameters() if name in heads else ():
             parameter.copy_(sum(heads[member].get_parameter(part) for member in members) / len(members))
     model.fusions = {**getattr(model, "fusions", {}), name: tuple(members)}
     set_adapter(model, name)
@@ -81,7 +82,9 @@ def is_fusion(folder):
 
 def fusion_parameters(model, name):
     """Name in the file -> parameter of all that the fusion `name` learns."""
-    found = {f"{HEAD}.{part}": value for part, value in model.qa_outputs.heads[name].named_parameters()}
+    found = {}
+    if name in heads_of(model):
+        found = {f"{HEAD}.{part}": value for part, value in heads_of(model)[name].named_parameters()}
     for layer, _, _, module in linear_layers(model):
         if isinstance(module, LoraLinear) and name in module.updates:
             found |= {f"{layer}.{part}": value for part, value in module.updates[name].named_parameters()}

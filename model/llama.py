@@ -82,6 +82,13 @@ class LlamaConfig:
         config.check(source)
         return config
 
+    def to_dict(self):
+        """The `config.json` of a LLaMA that transformers opens."""
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "rope"}
+        values |= {"num_key_value_heads": self.key_heads, "head_dim": self.head_size}
+        values["rope_parameters"] = {"rope_type": "default", **self.rope}
+        return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", **values}
+
     def check(self, source):
         """Refuse sizes that do not fit together, and rotations that are not known."""
         H, G = self.num_attention_heads, self.key_heads
@@ -277,7 +284,11 @@ class LlamaForCausalLM(nn.Module):
         self.model = LlamaModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.apply(self.initialise)
-        if config.tie_word_embeddings:
+        self.tie()
+
+    def tie(self):
+        """Let the output layer be the word vectors where the config says so; again after these were replaced."""
+        if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def initialise(self, module):

@@ -12,6 +12,7 @@ side under their names; the model's Switch says which of them takes part.
 """
 
 import math
+import re
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from common.errors import InputError
-from model.quant import LINEAR, FourBitLinear, dense_weight
+from model.quant import LINEAR, OUTPUTS, FourBitLinear, dense_weight
 
 HEAD = "qa_outputs"
 ALL_LINEAR = "all-linear"
@@ -69,11 +70,11 @@ CHOSEN = ContextVar("adapters chosen in this context", default=(None, None))  # 
 class Switch:
     """Which adapter takes part: `active`, unless this thread has chosen others by `using` or `rows`.
 
-    known: the adapters' names. merged: the one that is in the weights, if any.
+    known: the adapters' names, in the order they came. merged: the one that is in the weights, if any.
     """
 
     def __init__(self):
-        self.known = set()
+        self.known = []
         self.active = None
         self.merged = None
 
@@ -91,8 +92,8 @@ class Switch:
     @contextmanager
     def _choose(self, choice):
         asked = set(choice) if isinstance(choice, tuple) else {choice}
-        if unknown := asked - self.known - {None}:
-            raise ValueError(f"there is no adapter {sorted(unknown)[0]!r}; known: {', '.join(sorted(self.known))}")
+        if unknown := asked - {*self.known, None}:
+            raise ValueError(f"there is no adapter {sorted(unknown)[0]!r}; known: {', '.join(self.known)}")
         if self.merged is not None and asked != {self.merged}:
             raise ValueError(f"adapter {self.merged!r} is merged into the weights; unmerge it first")
         token = CHOSEN.set((self, choice))
@@ -206,7 +207,7 @@ class SwitchedHead(nn.Module):
 
 
 def linear_layers(model):
-    """Yield (name, parent, attribute, module) of each Linear or LoraLinear of the encoder.
+    """Yield (name, parent, attribute, module) of each Linear or LoraLinear but the last layer's.
 
     Names are those of the model before the pass: `bert.encoder.layer.0.attention.self.query`.
     """
@@ -215,7 +216,7 @@ def linear_layers(model):
             continue
         for attribute, module in parent.named_children():
             full = f"{name}.{attribute}".removeprefix(".")
-            if isinstance(module, (*LINEAR, LoraLinear)) and full.split(".")[0] != HEAD:
+            if isinstance(module, (*LINEAR, LoraLinear)) and full.split(".")[0] not in OUTPUTS:
                 yield full, parent, attribute, module
 
 
@@ -226,19 +227,19 @@ def target_layers(model, targets):
         return layers
     for target in targets:
         if not any(fits(target, layer[0]) for layer in layers):
-            known = sorted({".".join(layer[0].split(".")[4:]) for layer in layers})
+            known = sorted({re.split(r"\.\d+\.", layer[0], maxsplit=1)[-1] for layer in layers})
             raise InputError(f"no Linear layer is called {target!r}; there are {', '.join(known)}, and {ALL_LINEAR}")
     return [layer for layer in layers if any(fits(target, layer[0]) for target in targets)]
 
 
 def switch_of(model):
-    """The model's Switch; None before any adapter was added."""
-    return model.qa_outputs.switch if isinstance(model.qa_outputs, SwitchedHead) else None
+    """The model's Switch; None while it has no adapter."""
+    return getattr(model, "switch", None)
 
 
 def adapter_names(model):
     """Names of all adapters, in the order they came."""
-    return list(model.qa_outputs.heads) if isinstance(model.qa_outputs, SwitchedHead) else []
+    return [*model.switch.known] if switch_of(model) else []
 
 
 def check_name(model, name):
@@ -252,15 +253,24 @@ def check_name(model, name):
         raise ValueError(f"adapter {switch.merged!r} is merged into the weights; unmerge it before adding others")
 
 
-def new_head(model, name):
-    """Give adapter `name` a copy of the head; returns the model's Switch."""
+def heads_of(model):
+    """Adapter -> span head; empty for a model without one, a decoder."""
+    return model.qa_outputs.heads if isinstance(getattr(model, HEAD, None), SwitchedHead) else {}
+
+
+def begin_adapter(model, name):
+    """Make `name` known to the model's Switch, and give it a copy of the span head if there is one; the Switch."""
     if switch_of(model) is None:
-        model.qa_outputs = SwitchedHead(model.qa_outputs, Switch())
-    head = model.qa_outputs
-    head.heads[name] = nn.Linear(head.base.in_features, head.base.out_features, device=head.base.weight.device)
-    head.heads[name].load_state_dict(head.base.state_dict())
-    head.switch.known.add(name)
-    return head.switch
+        model.switch = Switch()
+        if hasattr(model, HEAD):
+            model.qa_outputs = SwitchedHead(model.qa_outputs, model.switch)
+    if hasattr(model, HEAD):
+        base = model.qa_outputs.base
+        head = nn.Linear(base.in_features, base.out_features, device=base.weight.device)
+        head.load_state_dict(base.state_dict())
+        model.qa_outputs.heads[name] = head
+    model.switch.known.append(name)
+    return model.switch
 
 
 def add_lora(model, config, name, *, activate=True):
@@ -270,7 +280,7 @@ def add_lora(model, config, name, *, activate=True):
     """
     check_name(model, name)
     layers = target_layers(model, config.targets)
-    switch = new_head(model, name)
+    switch = begin_adapter(model, name)
     for layer, parent, attribute, module in layers:
         if not isinstance(module, LoraLinear):
             module = LoraLinear(module, switch)
@@ -308,15 +318,18 @@ def remove_adapter(model, name):
         raise ValueError(f"adapter {name!r} is part of a fusion; remove that first")
     if switch.active == name:
         switch.active = None
-    switch.known.discard(name)
+    switch.known.remove(name)
     for _, parent, attribute, module in list(linear_layers(model)):
         if isinstance(module, LoraLinear):
             if name in module.updates:
                 del module.updates[name]
             if not module.updates:
                 setattr(parent, attribute, module.base)
-    del model.qa_outputs.heads[name]
-    if not model.qa_outputs.heads:
-        model.qa_outputs = model.qa_outputs.base
+    if name in heads_of(model):
+        del model.qa_outputs.heads[name]
+    if not switch.known:
+        model.switch = None
+        if hasattr(model, HEAD):
+            model.qa_outputs = model.qa_outputs.base
     model.lora_configs.pop(name, None)
     fusions.pop(name, None)

@@ -3,7 +3,9 @@
 import torch
 import torch.nn as nn
 
-from model.lora import LoraLinear, LoraUpdate, SwitchedHead, adapter_names, linear_layers, set_adapter, switch_of
+from model.lora import (
+    HEAD, LoraLinear, LoraUpdate, SwitchedHead, adapter_names, linear_layers, set_adapter, switch_of,
+)
 from model.quant import dense_weight
 
 
@@ -60,7 +62,7 @@ def merged_model(model, name):
             if base.bias is not None:
                 plain.bias.copy_(base.bias)
         setattr(parent, attribute, plain)
-    if isinstance(model.qa_outputs, SwitchedHead):
+    if isinstance(getattr(model, HEAD, None), SwitchedHead):
         model.qa_outputs = model.qa_outputs.heads[name] if name is not None else model.qa_outputs.base
-    model.lora_configs, model.fusions = {}, {}
+    model.switch, model.lora_configs, model.fusions = None, {}, {}
     return model

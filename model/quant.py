@@ -17,6 +17,7 @@ from common.choices import QUANTS
 from common.errors import InputError
 
 BLOCK = 64
+OUTPUTS = ("qa_outputs", "lm_head")  # the last layers, which keep their full precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class FourBit:
             "quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": self.kind,
             "bnb_4bit_use_double_quant": self.double, "bnb_4bit_quant_storage": "uint8",
             "bnb_4bit_compute_dtype": str(self.compute_dtype).removeprefix("torch."),
-            "llm_int8_skip_modules": ["qa_outputs"],
+            "llm_int8_skip_modules": [*OUTPUTS],
         }
 
     @classmethod
@@ -188,12 +189,23 @@ class Int8Linear(nn.Module):
 LINEAR = (nn.Linear, FourBitLinear, Int8Linear)
 
 
+def plain_linears(model):
+    """[(name, parent, attribute, Linear)] of all but the last layer, adapters' own and those inside a FourBitLinear."""
+    found = []
+    for name, parent in model.named_modules():
+        if isinstance(parent, FourBitLinear) or ".updates." in f"{name}." or name.split(".")[0] in OUTPUTS:
+            continue
+        for attribute, module in parent.named_children():
+            full = f"{name}.{attribute}".removeprefix(".")
+            if isinstance(module, nn.Linear) and full not in OUTPUTS:
+                found.append((full, parent, attribute, module))
+    return found
+
+
 def multiply_in_int8(model):
-    """Let every Linear of the encoder multiply in 8 bits, in place; the head, norms and embeddings stay."""
-    for name, parent in list(model.bert.encoder.named_modules()):
-        for attribute, module in list(parent.named_children()):
-            if isinstance(module, nn.Linear) and ".updates." not in f"{name}.":
-                setattr(parent, attribute, Int8Linear(module))
+    """Let every Linear but the last multiply in 8 bits, in place; norms and embeddings stay."""
+    for _, parent, attribute, module in plain_linears(model):
+        setattr(parent, attribute, Int8Linear(module))
 
 
 def dense_weight(linear):
@@ -208,31 +220,26 @@ def dense_weight(linear):
 
 
 def quantise(model, four_bit):
-    """Put every Linear of the encoder into 4 bits, in place; embeddings, norms and the head stay. Returns the names.
+    """Put every Linear but the last into 4 bits, in place; embeddings and norms stay. Returns the names.
 
     Of a model on the meta device, which holds no numbers, the layers wait for `fill`.
     """
-    done = []
-    for name, parent in list(model.bert.encoder.named_modules()):
-        for attribute, module in list(parent.named_children()):
-            if isinstance(module, nn.Linear) and ".updates." not in f"{name}.":
-                packed = FourBitLinear(module.in_features, module.out_features, module.bias, four_bit)
-                if not module.weight.is_meta:
-                    packed.fill(module.weight)
-                setattr(parent, attribute, packed)
-                done.append(f"bert.encoder.{name}.{attribute}")
-    return done
+    done = plain_linears(model)
+    for _, parent, attribute, module in done:
+        packed = FourBitLinear(module.in_features, module.out_features, module.bias, four_bit)
+        if not module.weight.is_meta:
+            packed.fill(module.weight)
+        setattr(parent, attribute, packed)
+    return [name for name, *_ in done]
 
 
 def weight_bytes(model):
-    """Bytes of the encoder's Linear weights as they are held, absmax and its scales included."""
-    parts = []
-    for name, module in model.bert.encoder.named_modules():
+    """Bytes of the Linear weights but the last as they are held, absmax and its scales included."""
+    parts = [module.weight for *_, module in plain_linears(model)]
+    for module in model.modules():
         if isinstance(module, FourBitLinear):
             state = module.weight.quant_state
             parts += [module.weight.data, state.absmax]
             if state.nested:  # beside these, code books of 1 KiB that do not grow with the layer
                 parts += [state.state2.absmax, state.offset]
-        elif isinstance(module, nn.Linear) and not name.endswith(".quantised"):
-            parts.append(module.weight)
     return sum(part.numel() * part.element_size() for part in parts)

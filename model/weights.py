@@ -16,7 +16,8 @@ from safetensors.torch import save as to_safetensors
 from common.errors import InputError
 from common.files import read_json, write_json
 from model.bert import BertConfig, BertForQuestionAnswering
-from model.names import BERT
+from model.llama import LlamaConfig, LlamaForCausalLM
+from model.names import BERT, LLAMA
 from model.quant import FourBit, FourBitLinear, quantise
 
 # What stands beside a weight that is stored in 4 bits: `query.weight` is bytes, and `query.weight.absmax` one of these.
@@ -59,14 +60,16 @@ def head_name(name):
 
 
 def read_config(folder):
-    """The BertConfig of a model folder; InputError when there is none or it cannot be used."""
+    """The BertConfig or LlamaConfig of a model folder; InputError when there is none or it cannot be used."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such model folder")
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"{folder}: no config.json in it, so this is not a model folder")
-    return BertConfig.from_dict(read_json(path), str(path))
+    values = read_json(path)
+    llama = isinstance(values, dict) and values.get("model_type") == "llama"
+    return (LlamaConfig if llama else BertConfig).from_dict(values, str(path))
 
 
 def weight_files(folder):
@@ -115,7 +118,11 @@ def slots(model):
             found[f"{name}.weight"] = module, "weight", (module.out_features, module.in_features)
         for attribute, parameter in module.named_parameters(recurse=False):
             found.setdefault(f"{name}.{attribute}", (module, attribute, tuple(parameter.shape)))
-    return {name: slot for name, slot in found.items() if ".quantised." not in name}
+    tied = isinstance(model, LlamaForCausalLM) and model.config.tie_word_embeddings
+    return {
+        name: slot for name, slot in found.items()
+        if ".quantised." not in name and not (tied and name == "lm_head.weight")
+    }
 
 
 def place(slot, tensor):
@@ -208,10 +215,12 @@ def load_weights(model, folder):
     Raises InputError when a tensor is unknown, twice there, of the wrong shape, not of floating point or
     not finite, or when any but the head's parameters stays without one.
     """
-    intake = Intake(model, folder)
+    intake = Intake(model, folder, LLAMA if isinstance(model, LlamaForCausalLM) else BERT)
     for path, name, tensor in read_tensors(folder):
         intake.take(path, name, tensor)
     report = intake.finish()
+    if isinstance(model, LlamaForCausalLM):
+        model.tie()
     if report.new and model.qa_outputs.weight.is_meta:
         model.qa_outputs.to_empty(device="cpu")
         model.initialise(model.qa_outputs)
@@ -221,8 +230,7 @@ def load_weights(model, folder):
 def check_size(config, folder):
     """Refuse a config.json that describes far more than the files hold, before memory is asked for."""
     D, F = config.hidden_size, config.intermediate_size
-    rows = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
-    least = rows * D + config.num_hidden_layers * (4 * D * D + 2 * D * F)
+    least = config.vocab_size * D + config.num_hidden_layers * 2 * D * F  # attention besides
     held = sum(path.stat().st_size for path in weight_files(folder) if path.is_file())
     if least > max(2 * held, 2**31):  # no format here spends less than 4 bits; smaller misfits show by shape
         raise InputError(
@@ -239,21 +247,25 @@ def stored_quant(folder, precision="fp32"):
     return None if stored is None else FourBit.from_dict(stored, str(path), precision)
 
 
+def plain_model(config):
+    """The model of a config, without any pass over it."""
+    return LlamaForCausalLM(config) if isinstance(config, LlamaConfig) else BertForQuestionAnswering(config)
+
+
 def load_model(folder, *, dropout=None, attention_dropout=None, four_bit=None):
     """Build the model a folder describes and fill it; returns (model, LoadReport).
 
     dropout, attention_dropout: probabilities that replace those of config.json. four_bit: a FourBit, to hold the
     encoder's Linear layers so; of a folder stored in 4 bits it has to be that one, or None for it.
     """
-    values = read_config(folder).to_dict()
-    if dropout is not None:
-        values["hidden_dropout_prob"] = dropout
-    if attention_dropout is not None:
-        values["attention_probs_dropout_prob"] = attention_dropout
-    config = BertConfig.from_dict(values)
+    config = read_config(folder)
+    changes = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": attention_dropout}
+    if isinstance(config, BertConfig):
+        given = {name: value for name, value in changes.items() if value is not None}
+        config = BertConfig.from_dict(config.to_dict() | given)
     check_size(config, folder)
     with torch.device("meta"):  # shapes without numbers: they come from the files
-        model = BertForQuestionAnswering(config)
+        model = plain_model(config)
     stored = stored_quant(folder)
     if stored is not None and four_bit is not None and four_bit.name != stored.name:
         raise InputError(f"{folder}: its weights are stored in {stored.name} and cannot be had in {four_bit.name}")
@@ -270,7 +282,7 @@ def save_weights(model, folder):
     model with adapters or other passes on it, whose parameters are not all that it computes with.
     """
     with torch.device("meta"):
-        plain = BertForQuestionAnswering(model.config)
+        plain = plain_model(model.config)
     if set(slots(model)) != set(slots(plain)):
         raise ValueError("a model with adapters, virtual tokens or 8-bit layers cannot be saved whole; merge it first")
     folder = Path(folder)

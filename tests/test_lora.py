@@ -187,7 +187,7 @@ def test_each_row_of_a_batch_has_its_own_adapter():
     with switch_of(model).rows(["one"]), pytest.raises(AssertionError, match="1 adapter names for a batch of 3"):
         logits(model)
     for wrong in (switch_of(model).rows(["oen"] * 3), switch_of(model).using("oen")):
-        with pytest.raises(ValueError, match="there is no adapter 'oen'; known: one, three, two"), wrong:
+        with pytest.raises(ValueError, match="there is no adapter 'oen'; known: one, two, three"), wrong:
             pass
     with switch_of(model).using("one"):
         set_adapter(model, "two")
