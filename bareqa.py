@@ -7,7 +7,13 @@ from data.readers import read_dataset
 from data.tokenizer import load_tokenizer
 from data.windows import WindowSet, WindowSettings
 from metrics import evaluate_v1, evaluate_v2
+from model.adapters import load_adapter, save_adapter
 from model.bert import BertConfig, BertForQuestionAnswering
+from model.combining import combine
+from model.llama import LlamaConfig, LlamaForCausalLM
+from model.lora import LoraConfig, add_lora, remove_adapter, set_adapter, switch_of
+from model.merging import merge, merged_model, unmerge
+from model.quant import FourBit, quantise
 from model.source import resolve_model
 from model.weights import load_model, save_weights
 from reader import Reader, ReaderSettings
@@ -19,18 +25,33 @@ __all__ = [
     "Dataset",
     "DecodeSettings",
     "Example",
+    "FourBit",
     "InputError",
+    "LlamaConfig",
+    "LlamaForCausalLM",
+    "LoraConfig",
     "Prediction",
     "Reader",
     "ReaderSettings",
     "Span",
     "WindowSet",
     "WindowSettings",
+    "add_lora",
+    "combine",
     "evaluate_v1",
     "evaluate_v2",
+    "load_adapter",
     "load_model",
     "load_tokenizer",
+    "merge",
+    "merged_model",
+    "quantise",
     "read_dataset",
+    "remove_adapter",
     "resolve_model",
+    "save_adapter",
     "save_weights",
+    "set_adapter",
+    "switch_of",
+    "unmerge",
 ]
