@@ -1,0 +1,135 @@
+"""What a chat model wants its turns wrapped in, and turns to token ids in which a user cannot forge a wrapping.
+
+A turn is (role, text), role one of "system", "user", "assistant". Wrappings are special tokens, set by their ids, and
+plain text around what was said; the said text itself is encoded with special tokens switched off, so that a user's
+"</s>" or "<|eot_id|>" is so many letters.
+"""
+
+from dataclasses import dataclass
+
+from common.errors import InputError
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How turns are written. begin: special tokens before everything. end: the special token that ends an answer.
+
+    wrap(role, text, first): pieces of one turn. open_answer: pieces after which the model is to speak. A piece is a
+    text, or a special token as Special.
+    """
+
+    name: str
+    begin: tuple
+    end: str
+    wrap: object
+    open_answer: tuple
+    needs: tuple = ()  # special tokens by which a checkpoint shows that it speaks this
+
+
+class Special(str):
+    """A special token, in contrast to text that looks like it."""
+
+
+def wrap_llama3(role, text, first):
+    """<|start_header_id|>user<|end_header_id|>, an empty line, the text, <|eot_id|>."""
+    header = [Special("<|start_header_id|>"), role, Special("<|end_header_id|>")]
+    return [*header, "\n\n" + text.strip(), Special("<|eot_id|>")]
+
+
+def wrap_tinyllama(role, text, first):
+    """<|user|> (plain text in this vocabulary), the text on the next line, </s>."""
+    return [f"<|{role}|>\n{text}", Special("</s>"), "\n"]
+
+
+def wrap_llama2(role, text, first):
+    """[INST] text [/INST] answer </s><s>; a system's text stands inside the first [INST]."""
+    if role == "assistant":
+        return [f" {text.strip()} ", Special("</s>")]
+    return [*([] if first else [Special("<s>")]), f"[INST] {text.strip()} [/INST]"]
+
+
+FORMATS = {
+    one.name: one
+    for one in (
+        ChatFormat(
+            "llama3", (Special("<|begin_of_text|>"),), "<|eot_id|>", wrap_llama3,
+            (Special("<|start_header_id|>"), "assistant", Special("<|end_header_id|>"), "\n\n"),
+            needs=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        ),
+        ChatFormat("tinyllama", (), "</s>", wrap_tinyllama, ("<|assistant|>\n",), needs=("</s>",)),
+        ChatFormat("llama2", (Special("<s>"),), "</s>", wrap_llama2, (), needs=("<s>", "</s>")),
+    )
+}
+
+
+def choose_format(vocabulary, template=None, name=None):
+    """The ChatFormat of a checkpoint: the one `name`d, or the one its tokens and its chat template show.
+
+    vocabulary: of the tokenizer, special tokens included. template: `chat_template` of tokenizer_config.json.
+    Raises InputError when the named one lacks its tokens, or none can be told.
+    """
+    if name is not None:
+        if name not in FORMATS:
+            raise InputError(f"--chat-format {name}: known are {', '.join(FORMATS)}")
+        lacking = [token for token in FORMATS[name].needs if token not in vocabulary]
+        if lacking:
+            raise InputError(f"--chat-format {name}: this checkpoint's tokenizer has no {lacking[0]}")
+        return FORMATS[name]
+    if all(token in vocabulary for token in FORMATS["llama3"].needs):
+        return FORMATS["llama3"]
+    for mark, found in (("[INST]", "llama2"), ("<|user|>", "tinyllama")):
+        if mark in (template or "") and all(token in vocabulary for token in FORMATS[found].needs):
+            return FORMATS[found]
+    raise InputError("nothing shows how this checkpoint wants its turns; say it with --chat-format")
+
+
+def fold_system(turns):
+    """Llama 2's way with a system's text: inside the first user's turn, between <<SYS>> marks."""
+    if turns and turns[0][0] == "system":
+        (_, system), (role, text), *rest = turns
+        return [(role, f"<<SYS>>\n{system}\n<</SYS>>\n\n{text.strip()}"), *rest]
+    return turns
+
+
+def pieces_of(turns, chat):
+    """Texts and Specials of a conversation that ends before the model's answer; InputError for turns out of order."""
+    spoken = [role for role, _ in turns if role != "system"]
+    if any(role not in ROLES for role, _ in turns) or "system" in [role for role, _ in turns[1:]]:
+        raise InputError(f"turns are of {', '.join(ROLES)}, a system's only at the beginning")
+    if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2) + ["user"]:
+        raise InputError("turns begin and end with the user's, and the assistant's stand between them")
+    turns = fold_system(turns) if chat.name == "llama2" else turns
+    pieces = list(chat.begin)
+    for number, (role, text) in enumerate(turns):
+        pieces += chat.wrap(role, text, number == 0)
+    return [*pieces, *chat.open_answer]
+
+
+def encode_chat(tokenizer, turns, chat):
+    """Token ids of a conversation up to where the model speaks.
+
+    Neighbouring texts are joined before they are encoded, as they would be in the whole string.
+    """
+    ids, text = [], ""
+    for piece in [*pieces_of(turns, chat), None]:
+        if piece is None or isinstance(piece, Special):
+            if text:
+                ids += encode_plain(tokenizer, text)
+            text = ""
+            if piece is not None:
+                ids.append(tokenizer.token_to_id(piece))
+        else:
+            text += piece
+    return ids
+
+
+def encode_plain(tokenizer, text):
+    """Ids of a text in which nothing is a special token."""
+    before = tokenizer.encode_special_tokens
+    tokenizer.encode_special_tokens = True
+    try:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+    finally:
+        tokenizer.encode_special_tokens = before
