@@ -15,6 +15,7 @@ from common.errors import InputError
 from common.files import parse_json, read_json, read_text
 from common.output import guarded_main
 from metrics.squad import evaluate_v1, evaluate_v2, require_ids
+from metrics.text import corpus_bleu, rouge_l
 
 DEFAULT_NULL_THRESHOLD = 1.0
 
@@ -224,7 +225,21 @@ def _parser():
         help="count a prediction as null when its odds exceed X (v2.0 data; default 1.0, as officially; "
         "odds are 0.0 without --null-odds); write --null-threshold=-1e-3 for such negative numbers",
     )
+    parser.add_argument(
+        "--bleu", action="store_true",
+        help="add BLEU (as sacrebleu's) and ROUGE-L, in percent, over the questions that have an answer",
+    )
     return parser
+
+
+def _text_scores(references, predictions):
+    """BLEU of all, and the mean ROUGE-L, over answerable questions; a missing prediction is an empty one."""
+    pairs = [(predictions.get(question, ""), texts) for question, texts in references.questions if texts]
+    if not pairs:
+        return {"bleu": None, "rouge_l": None}
+    said, wanted = zip(*pairs)
+    rouge = sum(rouge_l(*pair) for pair in pairs) / len(pairs)
+    return {"bleu": corpus_bleu(said, wanted), "rouge_l": 100 * rouge}
 
 
 def _score(options):
@@ -241,7 +256,8 @@ def _score(options):
                     f"{options.data}: v1.1 data (every question has an answer), where {flag} means nothing; "
                     f"leave it out"
                 )
-        return evaluate_v1(references.questions, predictions), notices
+        scores = evaluate_v1(references.questions, predictions)
+        return scores | (_text_scores(references, predictions) if options.bleu else {}), notices
     ids = [question for question, _ in references.questions]
     require_ids(ids, predictions, f"{options.predictions}: no prediction")
     null_odds = None
@@ -249,7 +265,8 @@ def _score(options):
         null_odds = read_null_odds(options.null_odds)
         require_ids(ids, null_odds, f"{options.null_odds}: no null odds")
     notices += _null_notices(ids, predictions, null_odds, threshold)
-    return evaluate_v2(references.questions, predictions, null_odds, threshold), notices
+    scores = evaluate_v2(references.questions, predictions, null_odds, threshold)
+    return scores | (_text_scores(references, predictions) if options.bleu else {}), notices
 
 
 @guarded_main("python -m metrics")

@@ -43,6 +43,20 @@ def run(tmp_path, capsys):
     return run
 
 
+def test_bleu_and_rouge_come_on_request(run):
+    answers = [{"text": "a big red car of steel", "answer_start": 0}, {"text": "a car", "answer_start": 0}]
+    for lacking in (False, True):
+        questions = [question("a", answers), question("b", answers)]
+        questions += [question("c", [], is_impossible=True)] if lacking else []
+        predictions = {"a": "a big red car of wood", "b": "a big red car of steel", "c": "anything"}
+        plain, more = (json.loads(run(nested(*questions), predictions, *flags)[1]) for flags in ((), ("--bleu",)))
+        assert plain == {key: value for key, value in more.items() if key not in ("bleu", "rouge_l")}
+        assert more["rouge_l"] == pytest.approx(100 * (5 / 6 + 1) / 2)
+        assert 70 < more["bleu"] < 100
+    nulls = nested(question("c", [], is_impossible=True))
+    assert json.loads(run(nulls, {"c": ""}, "--bleu")[1])["bleu"] is None
+
+
 @pytest.mark.parametrize("case", [V1_CASES[3], *V2_CASES[2:6]])
 def test_command_prints_the_golden_scores(run, case):
     flags = [f"--null-threshold={case['null_threshold']}"] if "null_threshold" in case else []
