@@ -33,9 +33,8 @@ TEMPLATES = {
 TURNS = [("system", "Answer briefly."), ("user", " When did it open? "), ("assistant", "In 1931."), ("user", "And why?")]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    """A small byte-level BPE."""
+def make_tokenizer():
+    """A small byte-level BPE with the special tokens of all formats."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -45,6 +44,11 @@ def tokenizer():
     )
     made.train_from_iterator(sample_texts(), trainer)
     return made
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
 
 
 @pytest.mark.parametrize("turns", [TURNS, TURNS[1:], TURNS[3:]], ids=["system", "two", "one"])
