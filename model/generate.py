@@ -96,24 +96,64 @@ def choose(log_p, temperature, top_p, generator):
     return torch.multinomial(p, 1, generator=generator)[:, 0]
 
 
-@torch.inference_mode()
-def generate(model, prompts, *, max_new, stop, pad=0, temperature=0.0, top_p=1.0, constraints=None, generator=None):
-    """Continue each prompt; returns a list of Generations.
+class Prefix:
+    """Prompts that were read: cache, mask and what comes next, to be continued more than once.
 
-    prompts: lists of ids. max_new: most tokens of an answer. stop: ids that end one. constraints: one
-    SpanConstraint per prompt, or None for freedom; under one, only its own stop ends an answer.
+    log_p: (B, V) of the token after each prompt. `rewind` forgets what was said after the prompts.
     """
-    model.eval()
-    device = next(model.parameters()).device
-    ids, mask = (tensor.to(device) for tensor in pad_left(prompts, pad))
-    room = ids.shape[1] + max_new
-    cache = KeyValueCache(model.config, len(prompts), room, device=device)
-    stop, B = set(stop), len(prompts)
-    tokens, log_probabilities, done = [[] for _ in prompts], [[] for _ in prompts], [False] * B
-    new = ids
-    for _ in range(max_new + 1):  # one more, for the stop after a longest answer
-        log_p = model(new, mask, cache, last_only=True)[:, -1].log_softmax(-1)  # (B, V)
-        free = log_p
+
+    def __init__(self, model, prompts, room, pad=0):
+        """room: most tokens that will be said after the longest prompt, the end included."""
+        self.model = model.eval()
+        device = next(model.parameters()).device
+        ids, self.prompt_mask = (tensor.to(device) for tensor in pad_left(prompts, pad))
+        self.read = ids.shape[1]
+        self.cache = KeyValueCache(model.config, len(prompts), self.read + room, device=device)
+        self.mask = self.prompt_mask
+        self.log_p = model(ids, self.mask, self.cache, last_only=True)[:, -1].log_softmax(-1)
+
+    def rewind(self):
+        self.cache.length, self.mask = self.read, self.prompt_mask
+
+    def say(self, tokens, last_only=True):
+        """Go on with tokens (B, n); returns log-probabilities of what may follow, (B, 1 or n, V)."""
+        self.mask = torch.cat([self.mask, torch.ones_like(tokens, dtype=torch.bool)], 1)
+        return self.model(tokens, self.mask, self.cache, last_only=last_only).log_softmax(-1)
+
+
+@torch.inference_mode()
+def sequence_log_probability(prefix, ids):
+    """Log-probability that the model says exactly `ids` after each prompt, (B,). The prefix is rewound."""
+    prefix.rewind()
+    B = len(prefix.log_p)
+    tokens = torch.tensor(ids, device=prefix.log_p.device).expand(B, -1)  # (B, n)
+    total = prefix.log_p[:, ids[0]].clone()
+    if len(ids) > 1:
+        log_p = prefix.say(tokens[:, :-1], last_only=False)  # (B, n - 1, V)
+        total += log_p.gather(2, tokens[:, 1:, None])[..., 0].sum(1)
+    prefix.rewind()
+    return total
+
+
+def generate(model, prompts, *, max_new, pad=0, **options):
+    """Continue each prompt (lists of ids); returns a list of Generations. Options are those of `go_on`."""
+    with torch.inference_mode():
+        return go_on(Prefix(model, prompts, max_new + 1, pad), max_new=max_new, **options)
+
+
+@torch.inference_mode()
+def go_on(prefix, *, max_new, stop, temperature=0.0, top_p=1.0, constraints=None, generator=None):
+    """Say what comes after the prompts that a Prefix has read; returns a list of Generations.
+
+    max_new: most tokens of an answer. stop: ids that end one. constraints: one SpanConstraint per prompt, or None
+    for freedom; under one, only its own stop ends an answer.
+    """
+    prefix.rewind()
+    stop, B = set(stop), len(prefix.log_p)
+    tokens, log_probabilities, done = [[] for _ in range(B)], [[] for _ in range(B)], [False] * B
+    free = prefix.log_p
+    for said in range(max_new + 1):  # one more, for the stop after a longest answer
+        log_p = free
         if constraints is not None:
             barred = torch.ones_like(log_p, dtype=torch.bool)
             for row, constraint in enumerate(constraints):
@@ -132,11 +172,10 @@ def generate(model, prompts, *, max_new, stop, pad=0, temperature=0.0, top_p=1.0
                 tokens[row].append(token)
                 if constraints is not None:
                     constraints[row].take(token)
-        if all(done) or cache.length == room:
+        if all(done) or said == max_new:
             break
-        new = chosen[:, None]
-        mask = torch.cat([mask, torch.ones_like(new, dtype=torch.bool)], 1)
+        free = prefix.say(chosen[:, None])[:, -1]  # (B, V)
     return [
-        Generation(tuple(said), tuple(scores), len(scores) > len(said))
-        for said, scores in zip(tokens, log_probabilities, strict=True)
+        Generation(tuple(one), tuple(scores), len(scores) > len(one))
+        for one, scores in zip(tokens, log_probabilities, strict=True)
     ]

@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.generate import SpanConstraint, choose, generate, pad_left
+from model.generate import (
+    Prefix, SpanConstraint, choose, generate, go_on, pad_left, sequence_log_probability,
+)
 from tests.test_llama import KINDS, make, twin
 
 PROMPTS = [[5, 9, 33, 4, 18], [7], [21, 3, 60, 8, 90, 11, 45, 2, 9]]
@@ -107,6 +109,25 @@ def test_answers_are_bound_to_their_own_contexts():
     again = [SpanConstraint(contexts[1], phrase, stop)]
     (alone,) = generate(model, PROMPTS[1:2], max_new=3, stop={stop}, constraints=again)
     assert alone.tokens == found[1].tokens
+
+
+def test_a_prefix_is_read_once_and_continued_often():
+    model = sharp("two-to-one")
+    wanted = generate(model, PROMPTS, max_new=6, stop=())
+    with torch.inference_mode():
+        prefix = Prefix(model, PROMPTS, room=7)
+    assert go_on(prefix, max_new=6, stop=()) == wanted
+    phrase = [3, 50, 8]
+    scores = sequence_log_probability(prefix, phrase)
+    for row, prompt in enumerate(PROMPTS):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + phrase]))[0].log_softmax(-1)
+        places = [logits[len(prompt) - 1 + k, token].item() for k, token in enumerate(phrase)]
+        assert scores[row].item() == pytest.approx(sum(places), abs=1e-3)
+        assert sequence_log_probability(prefix, phrase[:1])[row].item() == pytest.approx(places[0], abs=1e-3)
+    assert go_on(prefix, max_new=6, stop=()) == wanted
+    for one, score in zip(wanted, zip(*[sequence_log_probability(prefix, list(w.tokens)).tolist() for w in wanted])):
+        assert one.log_probability == pytest.approx(score[wanted.index(one)], abs=1e-3)
 
 
 def test_padding_is_on_the_left():
