@@ -102,9 +102,9 @@ def test_another_format_is_refused(capsys, stopped, number):
 
 def test_options_of_another_version_are_refused(capsys, stopped):
     config = json.loads((stopped / "config.json").read_text())
-    config["options"]["lora_rank"] = 4
+    config["options"]["lora_flavour"] = 4
     (stopped / "config.json").write_text(json.dumps(config))
-    assert "options.lora_rank: unknown to this version" in refusal(capsys, ["--resume", "--out", stopped])
+    assert "options.lora_flavour: unknown to this version" in refusal(capsys, ["--resume", "--out", stopped])
 
 
 def test_a_folder_with_something_else_is_left_alone(case, capsys, stopped, tmp_path):

@@ -80,7 +80,7 @@ def test_a_run_that_may_say_no_answer(case, tmp_path, capsys):
     assert [record["epoch"] for record in log] == [0] * (steps // 2) + [1] * (steps // 2)
     assert len({sum(r["windows"] for r in log if r["epoch"] == epoch) for epoch in (0, 1)}) == 1
     assert [e["step"] for e in metrics["evaluations"]] == [0, steps // 2, steps]
-    best = max(metrics["evaluations"], key=lambda e: (e["f1"], -e["step"]))
+    best = max(metrics["evaluations"], key=lambda e: (e["f1"], e["step"]))  # of equals the later
     assert (metrics["best_step"], metrics["f1"]) == (best["step"], best["f1"])
     assert config["format"] == 1 and config["environment"]["threads"] == torch.get_num_threads()
     assert config["options"]["lr"] == 0.002 and config["options"]["window_overlap"] == 21

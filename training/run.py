@@ -19,6 +19,7 @@ from data.readers import read_dataset
 from data.windows import WindowSettings
 from model.adapters import SHIPPED, is_adapter
 from training.folder import FORMAT
+from training.options import TRAIN_OPTIONS
 
 FREE_ON_RESUME = ("resume", "out", "recipe", "print_config")
 USED_BY = {
@@ -79,8 +80,13 @@ def settle_options(options):
 
 
 def asked(options, name):
-    """Whether the user gave this option, on the command line or in a recipe."""
-    return options.origins[name] == COMMAND_LINE or options.origins[name].startswith("recipe ")
+    """Whether the user gave this option: on the command line, or in a recipe other than its default.
+
+    A recipe that --print-config wrote has every option in it, and asks for nothing by the defaults.
+    """
+    if options.origins[name].startswith("recipe "):
+        return options.to_dict()[name] != next(option.default for option in TRAIN_OPTIONS if option.name == name)
+    return options.origins[name] == COMMAND_LINE
 
 
 def refuse_unused(options):
