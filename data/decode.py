@@ -138,6 +138,16 @@ class QuestionSpans:
         if len(self.spans) > 8 * keep:  # a book has thousands of windows
             self.spans = dict(self.ranked()[:keep])
 
+    def add_answer(self, window, place, log_probability, null):
+        """Take in one window of a decoder: the place (start, end) of what it said, or None; log-probabilities."""
+        self.windows += 1
+        if place is not None and place[0] < place[1] and math.isfinite(log_probability):
+            known = self.spans.get(place)
+            if known is None or log_probability > known[0]:
+                self.spans[place] = (log_probability, 0.0, window)
+        if self.null is None or null < sum(self.null):
+            self.null = (null, 0.0)
+
     def ranked(self):
         """(place, (start logit, end logit, window)), best first; ties go to the earlier, shorter place."""
         return sorted(self.spans.items(), key=lambda item: (-(item[1][0] + item[1][1]), item[0]))

@@ -103,8 +103,9 @@ class PromptSet:
         table = np.array(rows, np.int32).reshape(-1, 5)
         self.example, self.start, self.stop, self.answer = table[:, 0], table[:, 1], table[:, 2], table[:, 3:]
         said = np.where(self.answer[:, 0] < 0, len(self.layout.phrase), self.answer[:, 1] - self.answer[:, 0] + 1)
+        self.said = said + 1  # (W,) tokens of the answers, with their end
         prompts = self.layout.fixed + self.question_lengths[self.example] + self.stop - self.start
-        self.length = (prompts + (said + 1 if with_labels else 0)).astype(np.int64)
+        self.length = (prompts + (self.said if with_labels else 0)).astype(np.int64)
 
     def __len__(self):
         return len(self.example)
@@ -133,6 +134,10 @@ class PromptSet:
             yield number, begin, end, *(span if inside else (-1, -1))
             if end == stop - first:
                 break
+
+    def units(self, prompts):
+        """What the loss of some prompts is divided by: the tokens to be said, ends included."""
+        return int(self.said[prompts].sum())
 
     def slice_ids(self, prompt):
         """Ids of the context's tokens that a prompt shows."""

@@ -187,6 +187,10 @@ class WindowSet:
     def __len__(self):
         return len(self.example)
 
+    def units(self, windows):
+        """What the loss of some windows is divided by: their number."""
+        return len(windows)
+
     def offsets(self, window):
         """Offsets (n, 2) into the original context of the tokens of one window's slice."""
         first = self.contexts.bounds[self.context_number[self.example[window]]]

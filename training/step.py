@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from data.batches import split_by_tokens, to_tensors
+from data.prompts import IGNORED
 from data.windows import NO_LABEL
 from model.precision import autocast
 
@@ -45,9 +47,27 @@ def span_loss(start_logits, end_logits, answer_mask, label):
     return loss
 
 
+def answer_loss(logits, labels):
+    """Sum of CE over the tokens to be said. logits: (B, T, V) fp32. labels: (B, T) int64, IGNORED elsewhere."""
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def batch_loss(model, batch, device, precision):
+    """The summed loss of a batch, of spans or of answers to be said, as its labels are."""
+    with autocast(device, precision):
+        if "labels" in batch:
+            logits = model(batch["input_ids"], batch["attention_mask"])
+        else:
+            start, end = model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
+    if "labels" in batch:
+        return answer_loss(logits, batch["labels"])
+    return span_loss(start, end, batch["answer_mask"], batch["label"])
+
+
 def accumulate(model, window_set, windows, max_tokens, *, device, precision, scaler):
     """Add the gradients of the mean loss over `windows` to the parameters; returns (loss, tokens, padded).
 
+    window_set: a WindowSet, whose mean is over windows, or a PromptSet, whose mean is over the tokens to be said.
     The sum of each micro-batch's loss is divided by the count of the whole step, so any way of splitting
     gives the gradient of the whole batch. With means per micro-batch a ragged last one would weigh too much:
     for windows of loss 1, 1, 1, 4 split 3 + 1, mean of means is 2.5 and the true mean 1.75.
@@ -56,9 +76,7 @@ def accumulate(model, window_set, windows, max_tokens, *, device, precision, sca
     padded = 0
     for part in split_by_tokens(window_set.length, windows, max_tokens):
         batch = to_tensors(window_set.fill(part), device)
-        with autocast(device, precision):
-            start, end = model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
-        loss = span_loss(start, end, batch["answer_mask"], batch["label"]) / len(windows)
+        loss = batch_loss(model, batch, device, precision) / window_set.units(windows)
         scaler.scale(loss).backward()
         total += loss.detach()
         padded += batch["input_ids"].numel()

@@ -1,0 +1,85 @@
+"""Learning to say answers: the loss by hand, any split the same gradient, and a decoder that learns a few by heart."""
+
+import numpy as np
+import pytest
+import torch
+
+from data.chat import FORMATS
+from data.prompts import IGNORED, PromptSet
+from model.lora import LoraConfig
+from model.precision import make_scaler
+from model.tune import tune_lora
+from speaker import Speaker
+from tests.test_prompts import SHORT
+from tests.test_speaker import speaker
+from tests.tiny_run import examples
+from training.optimizer import make_optimizer
+from training.step import accumulate, answer_loss, train_step
+
+CPU = torch.device("cpu")
+assert speaker is not None  # the fixture
+
+
+@pytest.fixture(scope="module")
+def prompts(speaker):
+    return PromptSet(list(examples([0, 1, 5])), speaker.tokenizer, FORMATS["llama3"], SHORT, with_labels=True)
+
+
+def gradients(model, prompts, chosen, max_tokens):
+    model.zero_grad(set_to_none=True)
+    scaler = make_scaler(CPU, "fp32")
+    found = accumulate(model, prompts, chosen, max_tokens, device=CPU, precision="fp32", scaler=scaler)
+    return found, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_any_split_gives_the_mean_over_the_tokens_to_be_said(speaker, prompts):
+    model, chosen = speaker.model.train(), np.arange(len(prompts))
+    assert len(set(prompts.length.tolist())) > 1
+    total, count = 0.0, 0
+    model.zero_grad(set_to_none=True)
+    for prompt in chosen:
+        ids, answer = prompts.prompt_ids(prompt), prompts.answer_ids(prompt)
+        log_p = model(torch.tensor([ids + answer]))[0].log_softmax(-1)
+        loss = -sum(log_p[len(ids) - 1 + k, token] for k, token in enumerate(answer))
+        loss.backward()
+        total, count = total + loss.item(), count + len(answer)
+    wanted = {name: parameter.grad / count for name, parameter in model.named_parameters()}
+    assert prompts.units(chosen) == count
+    for max_tokens in (90, 200, 10_000):
+        (loss, tokens, padded), found = gradients(model, prompts, chosen, max_tokens)
+        assert loss == pytest.approx(total / count, rel=1e-5)
+        assert tokens == prompts.length.sum() <= padded
+        for name, gradient in found.items():
+            assert (gradient - wanted[name]).abs().max() < 1e-5 * max(1, wanted[name].abs().max()), name
+
+
+def test_answer_loss_by_hand():
+    logits = torch.tensor([[[0.0, 1.0, 2.0], [5.0, 5.0, 5.0]], [[1.0, 0.0, 0.0], [0.0, 3.0, 0.0]]])
+    labels = torch.tensor([[2, IGNORED], [IGNORED, 1]])
+    wanted = (np.log(np.exp([0, 1, 2]).sum()) - 2) + (np.log(np.exp([0, 3, 0]).sum()) - 3)
+    assert answer_loss(logits, labels).item() == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_a_decoder_learns_a_few_answers_by_heart(speaker, tune):
+    import copy
+
+    some = list(examples([0, 1, 2]))
+    model = copy.deepcopy(speaker.model)
+    asked = Speaker(model, speaker.tokenizer, speaker.chat, speaker.settings, device=CPU, precision="fp32")
+    prompts = PromptSet(some, speaker.tokenizer, speaker.chat, speaker.settings, with_labels=True)
+    if tune == "lora":
+        tune_lora(model, LoraConfig(8, 16.0, targets=("all-linear",)))
+    optimizer, scaler = make_optimizer(model, 0.0), make_scaler(CPU, "fp32")
+    losses = []
+    for _ in range(60):
+        model.train()
+        result = train_step(
+            model, optimizer, scaler, prompts, np.arange(len(prompts)), learning_rate=0.01, max_tokens=2000, clip=1.0,
+            device=CPU, precision="fp32",
+        )
+        losses.append(result.loss)
+    assert losses[-1] < 0.05 * losses[0]
+    said = [prediction.answer(0.0) for prediction in asked.predict(some)]
+    assert [span.text for span in said] == [one.answers[0].text for one in some]
+    assert [one.text for one in asked.speak_freely(some)][0] in (some[0].answers[0].text, "unanswerable")
