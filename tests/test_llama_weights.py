@@ -121,15 +121,15 @@ def test_adapters_are_those_of_peft(tmp_path, dora):
     assert torch.equal(logits(fresh), plain)
     set_adapter(fresh, "again")
     merge(fresh, "again")
-    assert (logits(fresh) - found).abs().max() < 2e-5
+    assert (logits(fresh) - found).abs().max() < 5e-5  # logits of up to 10, through three more roundings
     unmerge(fresh)
     assert torch.equal(logits(fresh), found)
     add_lora(fresh, LoraConfig(2, targets=("down_proj",)), "other")
     with switch_of(fresh).rows(["again", None, "other"]):
         together = logits(fresh)
-    assert (together[0] - found[0]).abs().max() < 1e-5 and (together[1:] - plain[1:]).abs().max() < 1e-5
+    assert (together[0] - found[0]).abs().max() < 3e-5 and (together[1:] - plain[1:]).abs().max() < 3e-5
     assert adapter_names(fresh) == ["again", "other"]
     whole = tmp_path / "merged"
     whole.mkdir()
     save_weights(merged_model(fresh, "again"), whole)
-    assert (logits(load_model(whole)[0].eval()) - found).abs().max() < 2e-5
+    assert (logits(load_model(whole)[0].eval()) - found).abs().max() < 5e-5
