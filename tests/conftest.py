@@ -22,3 +22,14 @@ def tiny_encoder_folder(tmp_path_factory):
     from tests.tiny_model import make_folder
 
     return make_folder(tmp_path_factory.mktemp("tiny-encoder"), with_head=False)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_encoder_folder):
+    """(a folder with train.json and dev.json of the module's own, the encoder to train)."""
+    from tests.tiny_run import write_squad
+
+    folder = tmp_path_factory.mktemp("place")
+    write_squad(folder / "train.json", range(9))
+    write_squad(folder / "dev.json", range(9, 13))
+    return folder, tiny_encoder_folder

@@ -13,8 +13,8 @@ from model.lora import LoraConfig, adapter_names, add_lora, remove_adapter, set_
 from model.merging import merge, merged_model
 from reader import Reader
 from tests.test_bert import ragged_batch
-from tests.test_lora import KINDS, adapted, logits, randomise, tiny
-from tests.tiny_run import Nursery, arguments, write_squad
+from tests.test_lora import KINDS, adapted, check_rows_alone, logits, randomise, tiny
+from tests.tiny_run import Nursery, arguments
 
 
 def fused(noise=0.2):
@@ -78,14 +78,10 @@ def test_only_the_fusion_and_its_head_learn():
 
 def test_rows_and_switching_reach_a_fusion():
     model = fused()
-    ids, types, mask = ragged_batch()
     names = ["mix", "one", None]
     with switch_of(model).rows(names):
         together = logits(model)
-    for row, name in enumerate(names):
-        set_adapter(model, name)
-        alone = logits(model, (ids[row : row + 1], types[row : row + 1], mask[row : row + 1]))[:, 0]
-        assert (together[:, row] - alone)[:, mask[row]].abs().max() < 1e-5
+    check_rows_alone(model, names, together)
 
 
 def test_a_fusion_comes_back_exactly_with_its_adapters(tmp_path):
@@ -125,11 +121,9 @@ def test_a_fusion_cannot_be_merged_or_made_of_one():
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, tiny_encoder_folder):
-    """Data, and two runs of LoRA."""
-    folder = tmp_path_factory.mktemp("fusion")
-    write_squad(folder / "train.json", range(9))
-    write_squad(folder / "dev.json", range(9, 13))
+def adapted_place(place):
+    """`place`, and two runs of LoRA in it."""
+    folder, tiny_encoder_folder = place
     for seed, name in enumerate(("wiki", "reviews")):
         flags = {"tune": "lora", "max_steps": 2, "seed": seed, "lora_rank": 3}
         assert train.main(arguments(folder, tiny_encoder_folder, folder / name, **flags)) == 0
@@ -142,23 +136,23 @@ def flags(folder, encoder, out, **changes):
     return [*arguments(folder, encoder, out, **settings), *adapters]
 
 
-def test_a_run_of_fusion_is_killed_resumed_and_opened(place, tmp_path):
+def test_a_run_of_fusion_is_killed_resumed_and_opened(adapted_place, tmp_path):
     with Nursery(tmp_path) as nursery:
-        assert nursery.run(flags(*place, tmp_path / "whole")) == 0
-        assert nursery.run(flags(*place, tmp_path / "cut"), ("training.step", "span_loss", 8)) == -9
-        assert nursery.run([*flags(*place, tmp_path / "cut"), "--resume"]) == 0
+        assert nursery.run(flags(*adapted_place, tmp_path / "whole")) == 0
+        assert nursery.run(flags(*adapted_place, tmp_path / "cut"), ("training.step", "span_loss", 8)) == -9
+        assert nursery.run([*flags(*adapted_place, tmp_path / "cut"), "--resume"]) == 0
     for name in ("model/fusion.safetensors", "model/reader.json", "predictions.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
     for name in ("wiki", "reviews"):  # the adapters are as they were
-        first = load_file(place[0] / name / "model/adapter_model.safetensors")
+        first = load_file(adapted_place[0] / name / "model/adapter_model.safetensors")
         then = load_file(tmp_path / "whole/model/adapters" / name / "adapter_model.safetensors")
         assert all(torch.equal(first[key], then[key]) for key in first)
     stopped = tmp_path / "cut"
     (stopped / "metrics.json").unlink()
-    changed = place[0] / "wiki/model/adapter_config.json"
+    changed = adapted_place[0] / "wiki/model/adapter_config.json"
     before = changed.read_text()
     changed.write_text(before + " ")
-    assert train.main([*flags(*place, stopped), "--resume"]) == 2  # an adapter that it mixes is another one now
+    assert train.main([*flags(*adapted_place, stopped), "--resume"]) == 2  # an adapter that it mixes is another one now
     changed.write_text(before)
     reader = Reader.load(tmp_path / "whole/model", device="cpu", precision="fp32")
     assert reader.adapter == "fusion" and adapter_names(reader.model) == ["wiki", "reviews", "fusion"]
@@ -166,8 +160,8 @@ def test_a_run_of_fusion_is_killed_resumed_and_opened(place, tmp_path):
     assert isinstance(reader.ask("Who?", "A miller lived there.")[0].spans, (list, tuple))
 
 
-def test_folders_and_options_that_do_not_fit(place, tmp_path, capsys):
-    folder, encoder = place
+def test_folders_and_options_that_do_not_fit(adapted_place, tmp_path, capsys):
+    folder, encoder = adapted_place
     assert train.main(arguments(folder, encoder, tmp_path / "out", tune="fusion")) == 2
     assert train.main([*arguments(folder, encoder, tmp_path / "out", tune="lora"), "--adapter", "a", "b"]) == 2
     assert train.main([*arguments(folder, encoder, tmp_path / "out", tune="fusion"), "--adapter", "a"]) == 2
@@ -176,7 +170,7 @@ def test_folders_and_options_that_do_not_fit(place, tmp_path, capsys):
     assert said.count("name at least two with --adapter") == 2 and said.count("name it with --from") == 2
     again = [*arguments(folder, encoder, tmp_path / "out", tune="fusion"), "--adapter", *[str(folder / "wiki")] * 2]
     assert train.main(again) == 2 and "names must differ" in capsys.readouterr().err
-    assert train.main(flags(*place, tmp_path / "run", max_steps=1, eval_every=None)) == 0
+    assert train.main(flags(*adapted_place, tmp_path / "run", max_steps=1, eval_every=None)) == 0
     model = tmp_path / "run/model"
     path, config = model / "fusion.safetensors", model / "fusion.json"
     whole, described = load_file(path), json.loads(config.read_text())

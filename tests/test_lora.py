@@ -172,18 +172,23 @@ def test_adapters_are_switched_and_removed():
             action()
 
 
+def check_rows_alone(model, names, together):
+    """Row k of the ragged batch through adapter names[k] alone gives what `together`, logits (2, B, T), has there."""
+    ids, types, mask = ragged_batch()
+    for row, name in enumerate(names):
+        set_adapter(model, name)
+        alone = logits(model, (ids[row : row + 1], types[row : row + 1], mask[row : row + 1]))[:, 0]
+        assert (together[:, row] - alone)[:, mask[row]].abs().max() < 1e-5
+
+
 def test_each_row_of_a_batch_has_its_own_adapter():
     model = adapted(KINDS["lora"], "one", "two")
     add_lora(model, KINDS["dora"], "three")
     randomise(model, "three", 9)
-    ids, types, mask = ragged_batch()
     for names in (["two", None, "one"], ["one", "three", "one"], [None, None, None], ["three"] * 3):
         with switch_of(model).rows(names):
             together = logits(model)
-        for row, name in enumerate(names):
-            set_adapter(model, name)
-            alone = logits(model, (ids[row : row + 1], types[row : row + 1], mask[row : row + 1]))[:, 0]
-            assert (together[:, row] - alone)[:, mask[row]].abs().max() < 1e-5
+        check_rows_alone(model, names, together)
     with switch_of(model).rows(["one"]), pytest.raises(AssertionError, match="1 adapter names for a batch of 3"):
         logits(model)
     for wrong in (switch_of(model).rows(["oen"] * 3), switch_of(model).using("oen")):

@@ -11,15 +11,13 @@ from model.quant import FourBitLinear, dense_weight
 from reader import Reader
 from tests.test_bert import reference_model
 from tests.test_lora import logits
-from tests.tiny_run import arguments, write_squad
+from tests.tiny_run import arguments
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, tiny_encoder_folder):
-    """Data, and the finished runs `lora` and `qlora`."""
-    folder = tmp_path_factory.mktemp("merge")
-    write_squad(folder / "train.json", range(9))
-    write_squad(folder / "dev.json", range(9, 13))
+def runs(place):
+    """The folder of the data, with the finished runs `lora` and `qlora` in it."""
+    folder, tiny_encoder_folder = place
     for tune in ("lora", "qlora"):
         argv = arguments(folder, tiny_encoder_folder, folder / tune, tune=tune, max_steps=4, lora_alpha=200, lr=0.02)
         assert train.main(argv) == 0
@@ -34,31 +32,31 @@ def load(folder, **options):
     return Reader.load(folder, device="cpu", precision="fp32", **options)
 
 
-def test_an_adapter_becomes_a_plain_model(place, tmp_path, capsys):
-    assert run("--adapter", place / "lora", "--out", tmp_path / "plain") == 0
+def test_an_adapter_becomes_a_plain_model(runs, tmp_path, capsys):
+    assert run("--adapter", runs / "lora", "--out", tmp_path / "plain") == 0
     assert f"infer.py --model {tmp_path / 'plain'}" in capsys.readouterr().out
-    plain, adapter = load(tmp_path / "plain"), load(place / "lora/model")
+    plain, adapter = load(tmp_path / "plain"), load(runs / "lora/model")
     assert plain.adapter is None and plain.settings == adapter.settings
     assert (logits(plain.model.eval()) - logits(adapter.model.eval())).abs().max() < 2e-5
-    assert (logits(plain.model) - logits(load(plain_base(place)).model.eval())).abs().max() > 0.01
+    assert (logits(plain.model) - logits(load(plain_base(runs)).model.eval())).abs().max() > 0.01
     theirs = reference_model(plain.model)  # the names are those of transformers
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in plain.model.parameters())
 
 
-def plain_base(place):
-    return json.loads((place / "lora/model/adapter_config.json").read_text())["base_model_name_or_path"]
+def plain_base(runs):
+    return json.loads((runs / "lora/model/adapter_config.json").read_text())["base_model_name_or_path"]
 
 
-def test_three_ways_over_4_bits(place, tmp_path, capsys):
+def test_three_ways_over_4_bits(runs, tmp_path, capsys):
     made = {}
     for way in merge.WAYS:
-        assert run("--adapter", place / "qlora", "--out", tmp_path / way, "--way", way) == 0
+        assert run("--adapter", runs / "qlora", "--out", tmp_path / way, "--way", way) == 0
         made[way] = load(tmp_path / way)
-    unmerged = load(place / "qlora/model")
+    unmerged = load(runs / "qlora/model")
     layer = "bert.encoder.layer.1.attention.self.query"
     update = unmerged.model.get_submodule(layer).updates["default"].weight().detach()
     assert update.abs().max() > 1e-3
-    full, packed = load(plain_base(place)).model, unmerged.model.get_submodule(layer).base
+    full, packed = load(plain_base(runs)).model, unmerged.model.get_submodule(layer).base
     wanted = {"original": full.get_submodule(layer).weight + update, "dequantised": dense_weight(packed) + update}
     for way, weight in wanted.items():
         found = made[way].model.get_submodule(layer).weight
@@ -71,7 +69,7 @@ def test_three_ways_over_4_bits(place, tmp_path, capsys):
     capsys.readouterr()
 
 
-def test_the_table_comes_first_and_the_best_is_taken(place, tmp_path, capsys, monkeypatch):
+def test_the_table_comes_first_and_the_best_is_taken(runs, tmp_path, capsys, monkeypatch):
     rows = []
     shown = iter(({"exact": 1.0, "f1": x} for x in (9.0, 2.0, 5.0, 3.0)))
 
@@ -81,33 +79,33 @@ def test_the_table_comes_first_and_the_best_is_taken(place, tmp_path, capsys, mo
         return next(shown)
 
     monkeypatch.setattr(merge, "score", scored)
-    assert run("--adapter", place / "qlora", "--out", tmp_path / "out", "--dev", place / "dev.json") == 0
+    assert run("--adapter", runs / "qlora", "--out", tmp_path / "out", "--dev", runs / "dev.json") == 0
     assert rows == ["unmerged", *merge.WAYS]
     assert "merged onto the dequantised weights" in capsys.readouterr().out
 
 
-def test_scores_alone_write_nothing(place, tmp_path, capsys):
-    assert run("--adapter", place / "qlora", "--dev", place / "dev.json") == 0
+def test_scores_alone_write_nothing(runs, tmp_path, capsys):
+    assert run("--adapter", runs / "qlora", "--dev", runs / "dev.json") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["unmerged", *merge.WAYS]
-    metrics = json.loads((place / "qlora/metrics.json").read_text())
+    metrics = json.loads((runs / "qlora/metrics.json").read_text())
     assert lines[0].split()[3] == f"{metrics['exact']:.2f}" and lines[0].split()[-1] == f"{metrics['f1']:.2f}"
     assert lines[0].split()[1:] == lines[2].split()[1:]  # onto the dequantised weights nothing is lost
-    assert {path.name for path in place.iterdir()} == {"train.json", "dev.json", "lora", "qlora"}
+    assert {path.name for path in runs.iterdir()} == {"train.json", "dev.json", "lora", "qlora"}
 
 
-def test_refusals(place, tmp_path, tiny_folder, capsys):
+def test_refusals(runs, tmp_path, tiny_folder, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for argv, sentence in (
         (("--out", tmp_path / "o"), "name an adapter with --adapter"),
-        (("--adapter", place / "lora"), "or --dev FILE to score"),
+        (("--adapter", runs / "lora"), "or --dev FILE to score"),
         (("--adapter", tiny_folder, "--out", tmp_path / "o"), "is a whole model"),
         (("--adapter", tmp_path / "none", "--out", tmp_path / "o"), "there is no such folder"),
-        (("--adapter", place / "lora", "--out", tmp_path / "full"), "is there already"),
-        (("--adapter", place / "lora", "--out", tmp_path / "o", "--way", "dequantised"), "there is original only"),
-        (("--adapter", place / "lora", "--dev", place / "dev.json", "--way", "original"), "name the folder with --out"),
-        (("--adapter", place / "lora", "--out", tmp_path / "o", "--dev", tmp_path / "none.json"), "none.json"),
+        (("--adapter", runs / "lora", "--out", tmp_path / "full"), "is there already"),
+        (("--adapter", runs / "lora", "--out", tmp_path / "o", "--way", "dequantised"), "there is original only"),
+        (("--adapter", runs / "lora", "--dev", runs / "dev.json", "--way", "original"), "name the folder with --out"),
+        (("--adapter", runs / "lora", "--out", tmp_path / "o", "--dev", tmp_path / "none.json"), "none.json"),
     ):
         assert run(*argv) == 2
         captured = capsys.readouterr()

@@ -19,7 +19,7 @@ from reader import Reader, ReaderSettings
 from tests.test_bert import VOCABULARY, ragged_batch, scalar_loss
 from tests.test_lora import dense_twin, logits, randomise
 from tests.tiny_model import make_folder, make_model
-from tests.tiny_run import Nursery, arguments, write_squad
+from tests.tiny_run import Nursery, arguments
 
 SHAPES = [(64, 64), (35, 53), (7, 9), (1, 1), (1, 65), (5, 130), (128, 384), (97, 640)]
 
@@ -143,14 +143,6 @@ def test_lora_over_4_bits_has_the_gradients_of_the_dense_sum(dora):
         assert (parameter.grad - wanted).abs().max() < 2e-5 * max(1, wanted.abs().max())
     with pytest.raises(ValueError, match="merge.py"):
         merge(model, "one")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory, tiny_encoder_folder):
-    folder = tmp_path_factory.mktemp("qlora")
-    write_squad(folder / "train.json", range(9))
-    write_squad(folder / "dev.json", range(9, 13))
-    return folder, tiny_encoder_folder
 
 
 QLORA = {"tune": "qlora", "lora_rank": 3, "lora_dropout": 0.1, "max_steps": 7, "eval_every": 3, "save_every": 2}

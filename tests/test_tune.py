@@ -13,20 +13,11 @@ from model.tune import tune_bitfit, tune_full, tune_head, tune_lora
 from reader import Reader
 from tests.test_bert import VOCABULARY
 from tests.tiny_model import make_model
-from tests.tiny_run import Nursery, arguments, write_squad
+from tests.tiny_run import Nursery, arguments
 from training.measure import parameter_counts
 from training.optimizer import make_optimizer
 
 LORA = {"tune": "lora", "lora_rank": 3, "lora_alpha": 7, "lora_dropout": 0.1, "lora_plus_ratio": 4}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory, tiny_encoder_folder):
-    """A folder with data, and the encoder to train."""
-    folder = tmp_path_factory.mktemp("tune")
-    write_squad(folder / "train.json", range(9))
-    write_squad(folder / "dev.json", range(9, 13))
-    return folder, tiny_encoder_folder
 
 
 def run(place, out, **changes):

@@ -15,17 +15,9 @@ from reader import Reader
 from tests.test_bert import VOCABULARY, ragged_batch, reference_model
 from tests.test_lora import logits
 from tests.tiny_model import make_model
-from tests.tiny_run import Nursery, arguments, write_squad
+from tests.tiny_run import Nursery, arguments
 
 TUNE = {"tune": "prompt", "prompt_tokens": 7, "max_steps": 6, "eval_every": 3, "save_every": 2}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory, tiny_encoder_folder):
-    folder = tmp_path_factory.mktemp("prompts")
-    write_squad(folder / "train.json", range(9))
-    write_squad(folder / "dev.json", range(9, 13))
-    return folder, tiny_encoder_folder
 
 
 def prompted(count=7):
