@@ -90,3 +90,36 @@ def test_methods_are_trained_chosen_and_scored(tmp_path, monkeypatch, capsys, ti
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")}
     assert methods.main(argv) == 0  # nothing is trained twice
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")} == stamps
+
+
+def test_what_is_shipped_is_rounded_and_its_threshold_is_its_own(tmp_path, place, capsys):
+    import torch
+    from safetensors.torch import load_file
+
+    import train
+    from bench import ship
+    from reader import Reader
+    from tests.tiny_run import arguments
+    from training.evaluate import evaluate
+    from training.run import read_split
+
+    folder, encoder = place
+    assert train.main(arguments(folder, encoder, tmp_path / "run", tune="lora", max_steps=3)) == 0
+    out, card = tmp_path / "shipped", "What this is."
+    out.mkdir()
+    (out / "README.md").write_text(card)
+    argv = [str(tmp_path / "run/model"), "--dev", str(folder / "dev.json"), "--length-penalty", "0.25"]
+    capsys.readouterr()
+    assert ship.main([*argv, "--out", str(out)]) == 0
+    said = json.loads(capsys.readouterr().out)
+    tensors = load_file(out / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    exact = load_file(tmp_path / "run/model/adapter_model.safetensors")
+    assert all(torch.equal(exact[name].bfloat16(), tensor) for name, tensor in tensors.items())
+    reader = Reader.load(out)
+    assert reader.settings.decode.length_penalty == 0.25 and reader.settings.null_threshold == said["null_threshold"]
+    examples = read_split([folder / "dev.json"], None, 0, False, "scoring").examples
+    scores = evaluate(reader, examples, may_lack_answer=True, threshold=said["null_threshold"], tune=False).scores
+    assert scores["f1"] == said["f1"] and (out / "README.md").read_text() == card
+    assert ship.main([str(encoder), *argv[1:], "--out", str(tmp_path / "no")]) == 2
+    assert "not an adapter" in capsys.readouterr().err and not (tmp_path / "no").exists()
