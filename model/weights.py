@@ -12,6 +12,7 @@ import torch
 import torch.nn as nn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
+from torch.overrides import TorchFunctionMode
 
 from common.errors import InputError
 from common.files import read_json, write_json
@@ -247,6 +248,16 @@ def stored_quant(folder, precision="fp32"):
     return None if stored is None else FourBit.from_dict(stored, str(path), precision)
 
 
+class Uninitialised(TorchFunctionMode):
+    """A context in which torch.nn.init does nothing; on meta tensors normal_ would import the compiler, two seconds."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
 def plain_model(config):
     """The model of a config, without any pass over it."""
     return LlamaForCausalLM(config) if isinstance(config, LlamaConfig) else BertForQuestionAnswering(config)
@@ -264,7 +275,7 @@ def load_model(folder, *, dropout=None, attention_dropout=None, four_bit=None):
         given = {name: value for name, value in changes.items() if value is not None}
         config = BertConfig.from_dict(config.to_dict() | given)
     check_size(config, folder)
-    with torch.device("meta"):  # shapes without numbers: they come from the files
+    with torch.device("meta"), Uninitialised():  # shapes without numbers: they come from the files
         model = plain_model(config)
     stored = stored_quant(folder)
     if stored is not None and four_bit is not None and four_bit.name != stored.name:
@@ -281,7 +292,7 @@ def save_weights(model, folder):
     Not atomic by itself: the caller fills a temporary folder (`common.files.write_folder`). Raises ValueError for a
     model with adapters or other passes on it, whose parameters are not all that it computes with.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), Uninitialised():
         plain = plain_model(model.config)
     if set(slots(model)) != set(slots(plain)):
         raise ValueError("a model with adapters, virtual tokens or 8-bit layers cannot be saved whole; merge it first")

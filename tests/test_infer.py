@@ -243,3 +243,15 @@ def test_runs_are_found(tiny_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir("runs/a/model")
     assert infer.main([*question, "--model", "."]) == 2
     assert "format 99 is unknown here" in capsys.readouterr().err
+
+
+def test_answering_leaves_the_compiler_alone(tiny_folder):
+    """torch._dynamo takes two seconds to import, and answering a question takes one."""
+    code = (
+        "import sys, infer; code = infer.main(sys.argv[1:]); "
+        "late = [name for name in ('torch._dynamo', 'torch._inductor', 'bitsandbytes') if name in sys.modules]; "
+        "sys.exit(f'imported: {late}' if late else code)"
+    )
+    argv = ["--model", str(tiny_folder), "--question", "Who came?", "--context", "Ann came.", "--device", "cpu"]
+    done = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
