@@ -16,7 +16,8 @@ from model.merging import merge, merged_model, unmerge
 from model.quant import FourBit, quantise
 from model.source import resolve_model
 from model.weights import load_model, save_weights
-from reader import Reader, ReaderSettings
+from reader import Reader
+from settings import ReaderSettings
 
 __all__ = [
     "Answer",

@@ -3,22 +3,13 @@
 Training's evaluation, the prompt, a file of questions: all of them ask this class.
 """
 
-import math
 import time
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from common.errors import InputError
-from common.files import read_json, write_json
-from data.batches import split_by_tokens, to_tensors
-from data.decode import DecodeSettings, QuestionSpans, best_spans
+from common.files import write_json
 from data.examples import Example
 from data.tokenizer import load_tokenizer, save_tokenizer
-from data.windows import WindowSet, WindowSettings
 from model.adapters import is_adapter, load_adapter, read_adapter, read_base, save_adapter
 from model.bert import BertConfig
 from model.fusion import is_fusion, load_fusion, read_fusion, save_fusion
@@ -26,74 +17,11 @@ from model.combining import combine
 from model.lora import adapter_names, remove_adapter, set_adapter, switch_of
 from model.quant import QUANTS, FourBit, multiply_in_int8
 from model.prompts import PromptedBert, is_prompt, load_prompt, room, save_prompt
-from model.precision import autocast, choose_device, choose_precision
+from model.precision import choose_device, choose_precision
 from model.source import resolve_model
 from model.weights import load_model, read_config, save_weights, stored_quant
-
-FORMAT = 1  # of reader.json and of run folders; a reader of another number refuses
-SETTINGS_FILE = "reader.json"
-CHUNK_QUESTIONS = 2048  # asked together: enough to sort lengths, few enough to keep memory flat
-TOKENS_PER_BATCH = 6144
-
-
-@dataclass(frozen=True, slots=True)
-class ReaderSettings:
-    """What belongs to a trained reader beside its weights.
-
-    null_threshold: "no answer" is said when null_odds exceed it; None for a reader that always answers.
-    quant: how the weights were held in training, one of model.quant.QUANTS; None: in full.
-    """
-
-    windows: WindowSettings = field(default_factory=WindowSettings)
-    decode: DecodeSettings = field(default_factory=DecodeSettings)
-    null_threshold: float | None = None
-    quant: str | None = None
-
-    def to_dict(self):
-        """As written to reader.json."""
-        return {"format": FORMAT, **asdict(self)}
-
-    @classmethod
-    def from_file(cls, path):
-        """Read reader.json; InputError for another format number or unusable values."""
-        values = read_json(path)
-        found = values.get("format") if isinstance(values, dict) else None
-        if type(found) is not int or found != FORMAT:
-            raise InputError(f"{path}: format {found!r} is unknown here; this version reads format {FORMAT}")
-        try:
-            settings = cls(
-                WindowSettings(**values["windows"]), DecodeSettings(**values["decode"]), values["null_threshold"],
-                values.get("quant"),
-            )
-        except KeyError as error:
-            raise InputError(f"{path}: {error.args[0]}: missing, so these are not the settings of a reader") from None
-        except TypeError as error:
-            raise InputError(f"{path}: not the settings of a reader ({error})") from None
-        threshold, decode = settings.null_threshold, settings.decode
-        # JSON's 1e999 is read as infinity
-        usable = type(threshold) is int or type(threshold) is float and math.isfinite(threshold)
-        if threshold is not None and not usable:
-            raise InputError(f"{path}: null_threshold: expected a number or null, found {threshold!r}")
-        if settings.quant is not None and settings.quant not in QUANTS:
-            raise InputError(f"{path}: quant: expected one of {', '.join(QUANTS)} or null, found {settings.quant!r}")
-        for name in ("n_best", "max_answer_tokens"):
-            value = getattr(decode, name)
-            if type(value) is not int or value < 1:
-                raise InputError(f"{path}: decode.{name}: expected a whole number above 0, found {value!r}")
-        penalty = decode.length_penalty
-        if type(penalty) not in (int, float) or not 0 <= penalty < math.inf:
-            raise InputError(f"{path}: decode.length_penalty: expected a number of at least 0, found {penalty!r}")
-        try:
-            settings.windows.check()
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
-        return settings
-
-
-def default_settings(config):
-    """For a folder without reader.json: 384 tokens, a third of them overlap, or what the model's positions allow."""
-    length = min(384, config.max_position_embeddings)
-    return ReaderSettings(WindowSettings(length, overlap=length // 3))
+from settings import SETTINGS_FILE, ReaderSettings, default_settings
+from spans import SpanReading
 
 
 class Reader:
@@ -108,6 +36,7 @@ class Reader:
         self.model = model.to(device)
         self.tokenizer = tokenizer
         self.device, self.precision, self.report, self.base = device, precision, report, base
+        self.way = SpanReading(self.model, tokenizer, device, precision)
         self.all_settings = {None: self.checked(settings)}  # adapter -> ReaderSettings; None: the bare base
         self.notices = []
 
@@ -245,64 +174,29 @@ class Reader:
             save_tokenizer(self.tokenizer, folder)
         write_json(folder / SETTINGS_FILE, self.settings.to_dict())
 
-    def predict(self, examples, *, offer_null=None, progress=None, tokens_per_batch=TOKENS_PER_BATCH):
+    def predict(self, examples, *, offer_null=None, progress=None, tokens_per_batch=None):
         """Give the Prediction of each example, in order, one after the other as they are asked for.
 
         offer_null: whether "no answer" takes part in the probabilities; None leaves it to the settings.
         progress: something with update(questions), called as questions are finished. Questions go in
-        chunks of CHUNK_QUESTIONS and a window's logits are reduced at once: memory does not grow with
+        chunks and a window's logits are reduced at once: memory does not grow with
         the number of questions, and with a text's length only by its tokens.
         """
         adapter, settings = self.adapter, self.settings
         if offer_null is None:
             offer_null = settings.null_threshold is not None
-        return self._predict_chunks(examples, adapter, settings, offer_null, progress, tokens_per_batch)
+        return self.way.predict(
+            examples, settings, adapter=adapter, offer_null=offer_null, progress=progress,
+            tokens_per_batch=tokens_per_batch,
+        )
 
-    def _predict_chunks(self, examples, adapter, settings, offer_null, progress, tokens_per_batch):
-        for first in range(0, len(examples), CHUNK_QUESTIONS):
-            chunk = examples[first : first + CHUNK_QUESTIONS]
-            yield from self._predict_chunk(chunk, adapter, settings, offer_null, progress, tokens_per_batch)
+    def windows(self, examples):
+        """What the model reads of some examples: all windows, as a WindowSet."""
+        return self.way.windows(examples, self.settings)
 
-    def _predict_chunk(self, examples, adapter, settings, offer_null, progress, tokens_per_batch):
-        windows = WindowSet(examples, self.tokenizer, settings.windows)
-        first_windows = np.searchsorted(windows.example, np.arange(len(examples)))
-        found = [QuestionSpans() for _ in examples]
-        remaining = np.bincount(windows.example, minlength=len(examples))
-        if progress is not None:
-            progress.update(int((remaining == 0).sum()))
-        n_best = settings.decode.n_best
-        for batch in self._batches(windows, tokens_per_batch):
-            candidates, nulls = self._score(windows, batch, adapter, settings.decode)
-            for row, window in enumerate(batch):
-                example = windows.example[window]
-                found[example].add(
-                    int(window - first_windows[example]), windows.offsets(window), windows.prefix(window),
-                    [x[row] for x in candidates], nulls[row], n_best,
-                )
-            np.subtract.at(remaining, windows.example[batch], 1)
-            if progress is not None:
-                progress.update(int((remaining[np.unique(windows.example[batch])] == 0).sum()))
-        for example, spans in zip(examples, found, strict=True):
-            yield spans.prediction(example, n_best, offer_null)
-
-    def _batches(self, windows, tokens_per_batch):
-        """Windows of similar length together, in mixed order so that the progress bar's rate is honest."""
-        if len(windows) == 0:
-            return []
-        ordered = np.argsort(windows.length, kind="stable")
-        runs = split_by_tokens(windows.length, ordered, tokens_per_batch)
-        return [runs[k] for k in np.random.default_rng(0).permutation(len(runs))]
-
-    @torch.inference_mode()
-    def _score(self, windows, batch, adapter, decode):
-        """Candidates (see `best_spans`) and null logits (B, 2) of a batch of windows, as numpy."""
-        self.model.eval()
-        tensors = to_tensors(windows.fill(batch), self.device)
-        switch = switch_of(self.model)
-        with autocast(self.device, self.precision), switch.using(adapter) if switch else nullcontext():
-            start, end = self.model(tensors["input_ids"], tensors["token_type_ids"], tensors["attention_mask"])
-        candidates = best_spans(start, end, tensors["answer_mask"], decode)
-        return candidates, torch.stack([start[:, 0], end[:, 0]], 1).cpu().numpy()
+    def training_set(self, examples, references="all", progress=None):
+        """The windows of some examples with labels, to learn from."""
+        return self.way.training_set(examples, self.settings, references, progress)
 
     def ask(self, question, context):
         """The Prediction for one question about one text, and the seconds it took."""

@@ -60,7 +60,6 @@ def train_in(run, options):
     """Set up what the options ask for, then learn, then finish; returns the exit code."""
     from tqdm import tqdm
 
-    from data.windows import WindowSet
     from model.source import resolve_model
     from training.folder import check_space, has_checkpoint
     from training.measure import parameter_counts
@@ -84,10 +83,7 @@ def train_in(run, options):
     may_lack_answer = train_set.may_lack_answer or bool(dev_set and dev_set.may_lack_answer)
     reader = build_reader(source, options, device, precision, may_lack_answer)
     with tqdm(total=2 * len(train_set.examples), desc="tokenising", unit=" texts", leave=False, disable=None) as bar:
-        windows = WindowSet(
-            train_set.examples, reader.tokenizer, reader.settings.windows, with_labels=True,
-            references=options.references, progress=bar,
-        )
+        windows = reader.training_set(train_set.examples, options.references, bar)
     if len(windows) == 0:
         raise InputError(f"{files[0][0]}: gives no window to train on: its contexts or answers hold no readable words")
     optimizer = make_optimizer(reader.model, options.weight_decay, options.lora_plus_ratio, options.optimizer)

@@ -108,12 +108,14 @@ def pieces_of(turns, chat):
 
 
 def encode_chat(tokenizer, turns, chat):
-    """Token ids of a conversation up to where the model speaks.
+    """Token ids of a conversation up to where the model speaks."""
+    return encode_pieces(tokenizer, pieces_of(turns, chat))
 
-    Neighbouring texts are joined before they are encoded, as they would be in the whole string.
-    """
+
+def encode_pieces(tokenizer, pieces):
+    """Token ids of texts and Specials in a row; neighbouring texts are joined first, as in the whole string."""
     ids, text = [], ""
-    for piece in [*pieces_of(turns, chat), None]:
+    for piece in [*pieces, None]:
         if piece is None or isinstance(piece, Special):
             if text:
                 ids += encode_plain(tokenizer, text)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import InputError
-from data.chat import Special, encode_plain, pieces_of
-from data.windows import TextPool, label_tokens
+from data.chat import Special, encode_pieces, encode_plain, pieces_of
+from data.windows import QuestionTexts, label_tokens
 
 SLOTS = ("{context}", "{question}")
 IGNORED = -1  # the label of a token that is not to be learned
@@ -61,24 +61,12 @@ class PromptLayout:
         pieces = pieces_of([("user", mark)], chat)
         (place,) = (k for k, piece in enumerate(pieces) if not isinstance(piece, Special) and mark in piece)
         opening, closing = pieces[place].split(mark)
-        self.head = self.encode(tokenizer, [*pieces[:place], opening + before])
-        self.middle = self.encode(tokenizer, [between])
-        self.tail = self.encode(tokenizer, [after + closing, *pieces[place + 1 :]])
+        self.head = encode_pieces(tokenizer, [*pieces[:place], opening + before])
+        self.middle = encode_pieces(tokenizer, [between])
+        self.tail = encode_pieces(tokenizer, [after + closing, *pieces[place + 1 :]])
         self.stop = tokenizer.token_to_id(chat.end)
         self.phrase = encode_plain(tokenizer, settings.no_answer)
         self.fixed = len(self.head) + len(self.middle) + len(self.tail)
-
-    def encode(self, tokenizer, pieces):
-        """Ids of pieces in a row, neighbouring texts joined."""
-        ids, text = [], ""
-        for piece in [*pieces, None]:
-            if piece is None or isinstance(piece, Special):
-                ids += encode_plain(tokenizer, text) if text else []
-                ids += [tokenizer.token_to_id(piece)] if piece is not None else []
-                text = ""
-            else:
-                text += piece
-        return ids
 
 
 class PromptSet:
@@ -92,19 +80,14 @@ class PromptSet:
     def __init__(self, examples, tokenizer, chat, settings, *, with_labels=False, pad=0, progress=None):
         self.examples, self.settings, self.pad = examples, settings, pad
         self.layout = PromptLayout(tokenizer, chat, settings)
-        contexts = list(dict.fromkeys(example.context for example in examples))
-        numbers = {context: number for number, context in enumerate(contexts)}
-        self.context_number = np.array([numbers[example.context] for example in examples], np.int32)
-        self.contexts = TextPool(tokenizer, contexts, progress)
-        self.questions = TextPool(tokenizer, [example.question for example in examples], progress)
-        self.question_lengths = np.minimum(np.diff(self.questions.bounds), settings.max_question)
+        self.texts = QuestionTexts(examples, tokenizer, settings.max_question, progress)
         self.unlabelled = []
         rows = [row for number in range(len(examples)) for row in self._example_rows(number, with_labels)]
         table = np.array(rows, np.int32).reshape(-1, 5)
         self.example, self.start, self.stop, self.answer = table[:, 0], table[:, 1], table[:, 2], table[:, 3:]
         said = np.where(self.answer[:, 0] < 0, len(self.layout.phrase), self.answer[:, 1] - self.answer[:, 0] + 1)
         self.said = said + 1  # (W,) tokens of the answers, with their end
-        prompts = self.layout.fixed + self.question_lengths[self.example] + self.stop - self.start
+        prompts = self.layout.fixed + self.texts.question_lengths[self.example] + self.stop - self.start
         self.length = (prompts + (self.said if with_labels else 0)).astype(np.int64)
 
     def __len__(self):
@@ -112,9 +95,8 @@ class PromptSet:
 
     def _example_rows(self, number, with_labels):
         """(example, start, stop, answer first, answer last) of each prompt of one example."""
-        first, stop = self.contexts.bounds[self.context_number[number] :][:2]
-        settings = self.settings
-        room = settings.length - self.layout.fixed - int(self.question_lengths[number])
+        settings, offsets = self.settings, self.texts.offsets(number)
+        room = settings.length - self.layout.fixed - int(self.texts.question_lengths[number])
         room -= max(settings.max_answer, len(self.layout.phrase)) + 1
         if room <= settings.overlap:
             raise InputError(
@@ -124,15 +106,15 @@ class PromptSet:
         span = None
         if with_labels and self.examples[number].answers:
             answer = self.examples[number].answers[0]
-            span = label_tokens(self.contexts.offsets[first:stop], answer.start, answer.end)
+            span = label_tokens(offsets, answer.start, answer.end)
             if span is None or span[1] - span[0] >= settings.max_answer:
                 self.unlabelled.append(number)
                 return
-        for begin in range(0, max(1, int(stop - first)), room - settings.overlap):
-            end = min(begin + room, int(stop - first))
+        for begin in range(0, max(1, len(offsets)), room - settings.overlap):
+            end = min(begin + room, len(offsets))
             inside = span is not None and begin <= span[0] and span[1] < end
             yield number, begin, end, *(span if inside else (-1, -1))
-            if end == stop - first:
+            if end == len(offsets):
                 break
 
     def units(self, prompts):
@@ -141,20 +123,15 @@ class PromptSet:
 
     def slice_ids(self, prompt):
         """Ids of the context's tokens that a prompt shows."""
-        first = self.contexts.bounds[self.context_number[self.example[prompt]]]
-        return self.contexts.ids[first + self.start[prompt] : first + self.stop[prompt]]
+        return self.texts.context_ids(self.example[prompt], self.start[prompt], self.stop[prompt])
 
     def offsets(self, prompt):
         """Offsets (n, 2) into the original context of the tokens of one prompt's slice."""
-        first = self.contexts.bounds[self.context_number[self.example[prompt]]]
-        return self.contexts.offsets[first + self.start[prompt] : first + self.stop[prompt]]
+        return self.texts.offsets(self.example[prompt], self.start[prompt], self.stop[prompt])
 
     def prompt_ids(self, prompt):
         """Ids of one prompt, up to where the model speaks."""
-        example = self.example[prompt]
-        begin = self.questions.bounds[example]
-        question = self.questions.ids[begin : begin + self.question_lengths[example]]
-        layout = self.layout
+        layout, question = self.layout, self.texts.question_ids(self.example[prompt])
         return [*layout.head, *self.slice_ids(prompt), *layout.middle, *question, *layout.tail]
 
     def answer_ids(self, prompt):
@@ -162,8 +139,7 @@ class PromptSet:
         first, last = self.answer[prompt]
         if first < 0:
             return [*self.layout.phrase, self.layout.stop]
-        begin = self.contexts.bounds[self.context_number[self.example[prompt]]]
-        return [*self.contexts.ids[begin + first : begin + last + 1], self.layout.stop]
+        return [*self.texts.context_ids(self.example[prompt], first, last + 1), self.layout.stop]
 
     def fill(self, prompts):
         """Arrays of a batch with answers, padded on the left to its longest.

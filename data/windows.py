@@ -145,6 +145,41 @@ def label_tokens(offsets, start, end):
     return (int(touched[0]), int(touched[-1])) if len(touched) else None
 
 
+class QuestionTexts:
+    """The tokens of a list of examples: each distinct context once, and each question, cut to `max_question`.
+
+    question_lengths: (examples,) after cutting. cut_questions: how many were too long.
+    """
+
+    def __init__(self, examples, tokenizer, max_question, progress=None):
+        contexts = list(dict.fromkeys(example.context for example in examples))
+        numbers = {context: number for number, context in enumerate(contexts)}
+        self.context_number = np.array([numbers[example.context] for example in examples], np.int32)
+        self.contexts = TextPool(tokenizer, contexts, progress)
+        self.questions = TextPool(tokenizer, [example.question for example in examples], progress)
+        whole = np.diff(self.questions.bounds)
+        self.question_lengths = np.minimum(whole, max_question)
+        self.cut_questions = int((whole > max_question).sum())
+
+    def context_run(self, example, start=0, stop=None):
+        """The slice of the pool that holds tokens start to stop (None: all) of an example's context."""
+        first, end = self.contexts.bounds[self.context_number[example] :][:2]
+        return slice(first + start, end if stop is None else first + stop)
+
+    def context_ids(self, example, start=0, stop=None):
+        """Ids (n,) of tokens start to stop of an example's context."""
+        return self.contexts.ids[self.context_run(example, start, stop)]
+
+    def offsets(self, example, start=0, stop=None):
+        """Their offsets (n, 2) into the original context."""
+        return self.contexts.offsets[self.context_run(example, start, stop)]
+
+    def question_ids(self, example):
+        """Ids of an example's question, cut."""
+        first = self.questions.bounds[example]
+        return self.questions.ids[first : first + self.question_lengths[example]]
+
+
 class WindowSet:
     """All windows of a list of examples.
 
@@ -163,14 +198,8 @@ class WindowSet:
         self.labelled_references = 0 if not with_labels else 1 if references == "first" else None  # None: no limit
         self.examples, self.settings = examples, settings
         self.cls_id, self.sep_id, self.pad_id = map(tokenizer.token_to_id, ("[CLS]", "[SEP]", "[PAD]"))
-        contexts = list(dict.fromkeys(example.context for example in examples))
-        numbers = {context: number for number, context in enumerate(contexts)}
-        self.context_number = np.array([numbers[example.context] for example in examples], np.int32)
-        self.contexts = TextPool(tokenizer, contexts, progress)
-        self.questions = TextPool(tokenizer, [example.question for example in examples], progress)
-        limit = settings.question_limit
-        self.question_lengths = np.minimum(np.diff(self.questions.bounds), limit)
-        self.cut_questions = int((np.diff(self.questions.bounds) > limit).sum())
+        self.texts = QuestionTexts(examples, tokenizer, settings.question_limit, progress)
+        self.cut_questions = self.texts.cut_questions
         self.unlabelled = []  # examples whose answer no token touches: nothing to learn from
         rows, labels = [], []
         for number in range(len(examples)):
@@ -182,7 +211,7 @@ class WindowSet:
         self.label = np.full((len(rows), R, 2), NO_LABEL, np.int32)
         for window, spans in enumerate(labels):
             self.label[window, : len(spans)] = spans
-        self.length = self.stop - self.start + self.question_lengths[self.example].astype(np.int32) + 3
+        self.length = self.stop - self.start + self.texts.question_lengths[self.example].astype(np.int32) + 3
 
     def __len__(self):
         return len(self.example)
@@ -193,24 +222,22 @@ class WindowSet:
 
     def offsets(self, window):
         """Offsets (n, 2) into the original context of the tokens of one window's slice."""
-        first = self.contexts.bounds[self.context_number[self.example[window]]]
-        return self.contexts.offsets[first + self.start[window] : first + self.stop[window]]
+        return self.texts.offsets(self.example[window], self.start[window], self.stop[window])
 
     def prefix(self, window):
         """Tokens before the slice: [CLS] question [SEP]."""
-        return int(self.question_lengths[self.example[window]]) + 2
+        return int(self.texts.question_lengths[self.example[window]]) + 2
 
     def _example_rows(self, number):
         """((example, start, stop), list of labels) of each window of one example; one label at least."""
-        first, stop = self.contexts.bounds[self.context_number[number] :][:2]
-        question_tokens = int(self.question_lengths[number])
+        question_tokens = int(self.texts.question_lengths[number])
         answers = (self.examples[number].answers or ())[: self.labelled_references]
-        offsets = self.contexts.offsets[first:stop]
+        offsets = self.texts.offsets(number)
         spans = [span for answer in answers if (span := label_tokens(offsets, answer.start, answer.end))]
         if answers and not spans:
             self.unlabelled.append(number)
             return
-        for begin, end in self.settings.slices(question_tokens, int(stop - first)):
+        for begin, end in self.settings.slices(question_tokens, len(offsets)):
             shift = question_tokens + 2 - begin
             labels = [(a + shift, b + shift) if begin <= a and b < end else (0, 0) for a, b in spans]
             yield (number, begin, end), labels or [(0, 0)]
@@ -233,13 +260,11 @@ class WindowSet:
         for row, window in enumerate(windows):
             example = self.example[window]
             prefix, length = self.prefix(window), int(self.length[window])
-            first = self.contexts.bounds[self.context_number[example]]
-            question = self.questions.bounds[example]
             ids = batch["input_ids"][row]
             ids[0] = self.cls_id
-            ids[1 : prefix - 1] = self.questions.ids[question : question + prefix - 2]
+            ids[1 : prefix - 1] = self.texts.question_ids(example)
             ids[prefix - 1] = self.sep_id
-            ids[prefix : length - 1] = self.contexts.ids[first + self.start[window] : first + self.stop[window]]
+            ids[prefix : length - 1] = self.texts.context_ids(example, self.start[window], self.stop[window])
             ids[length - 1] = self.sep_id
             batch["token_type_ids"][row, prefix:length] = 1
             batch["attention_mask"][row, :length] = True

@@ -10,9 +10,7 @@ from pathlib import Path
 from common.errors import InputError
 from common.files import write_folder, write_json
 from data.documents import counted
-from data.windows import WindowSet
 from metrics import evaluate_v1
-from reader import CHUNK_QUESTIONS
 from training.evaluate import (
     PREDICTION_FILES, answer_text, prediction_files, references_of, score_at,
 )
@@ -21,6 +19,7 @@ from training.measure import latency, peak_memory_bytes
 from training.setup import parameter_counts
 
 METRICS_FILE = "metrics.json"
+CHUNK_QUESTIONS = 2048  # tokenised at once to be counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +150,7 @@ def count_tokens(reader, examples):
     tokens = cut_questions = 0
     for first in range(0, len(examples), CHUNK_QUESTIONS):
         chunk = examples[first : first + CHUNK_QUESTIONS]
-        windows = WindowSet(chunk, reader.tokenizer, reader.settings.windows)
+        windows = reader.windows(chunk)
         tokens += int(windows.length.sum(dtype=int))
         cut_questions += windows.cut_questions
     return tokens, cut_questions

@@ -49,10 +49,10 @@ def test_answers_are_spans_with_the_probability_of_their_tokens(speaker):
         for span in prediction.spans:
             assert one.context[span.start : span.end] == span.text and span.text
             assert span.text == span.text.strip()
-            begins = [int(a) + (one.context[a] == " ") for a in prompts.contexts.offsets[:, 0]]
+            begins = [int(a) + (one.context[a] == " ") for a in prompts.texts.contexts.offsets[:, 0]]
             first = begins.index(span.start)
-            last = prompts.contexts.offsets[:, 1].tolist().index(span.end)
-            ids = [*prompts.contexts.ids[first : last + 1].tolist(), layout.stop]
+            last = prompts.texts.contexts.offsets[:, 1].tolist().index(span.end)
+            ids = [*prompts.texts.contexts.ids[first : last + 1].tolist(), layout.stop]
             assert last - first < SETTINGS.max_answer
             wanted = log_probability(speaker, prompts.prompt_ids(span.window), ids)
             assert span.score == pytest.approx(wanted, abs=1e-3)

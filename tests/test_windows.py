@@ -93,7 +93,7 @@ def test_the_same_ids_as_transformers(sample, tokenizer, minilm, length, overlap
     reference = AutoTokenizer.from_pretrained(minilm)
     cut = WindowSettings(length, overlap)
     window_set = WindowSet(sample, tokenizer, cut)
-    lengths = np.diff(window_set.questions.bounds)
+    lengths = np.diff(window_set.texts.questions.bounds)
     whole = np.flatnonzero(lengths <= cut.question_limit).tolist()  # transformers cuts no question
     persian = sum(bool(PERSIAN.search(sample[k].question)) for k in whole)
     assert len(whole) >= 480 and persian >= persian_at_least
@@ -179,8 +179,8 @@ def test_a_context_is_kept_once(tokenizer):
     contexts = ["one two three " * 200, "four"]
     texts = [example(f"what is {k}", contexts[k % 2]) for k in range(10)]
     window_set = WindowSet(texts, tokenizer, WindowSettings())
-    assert len(window_set.contexts.bounds) == 3 and len(window_set.contexts.ids) == 601
-    assert window_set.contexts.ids.dtype == window_set.contexts.offsets.dtype == np.int32
+    assert len(window_set.texts.contexts.bounds) == 3 and len(window_set.texts.contexts.ids) == 601
+    assert window_set.texts.contexts.ids.dtype == window_set.texts.contexts.offsets.dtype == np.int32
 
 
 @pytest.mark.parametrize("cut", [WindowSettings(), WindowSettings(64, 16), WindowSettings(100, None, 24)])

@@ -11,7 +11,8 @@ from data.decode import DecodeSettings
 from data.windows import WindowSettings
 from model.adapters import is_adapter
 from model.fusion import is_fusion
-from reader import Reader, ReaderSettings
+from reader import Reader
+from settings import ReaderSettings
 from training.evaluate import PREDICTION_FILES, prediction_files
 from training.measure import latency, parameter_counts, parameter_groups, peak_memory_bytes
 from training.tuning import refuse_other_quant, tune

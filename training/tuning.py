@@ -9,7 +9,7 @@ from model.lora import LoraConfig
 from model.prompts import PromptedBert, tune_prompt
 from model.quant import FourBitLinear
 from model.tune import tune_bitfit, tune_full, tune_head, tune_lora
-from reader import SETTINGS_FILE, ReaderSettings
+from settings import SETTINGS_FILE, ReaderSettings
 from training.run import asked
 
 
