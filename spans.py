@@ -49,8 +49,8 @@ class SpanReading:
         if progress is not None:
             progress.update(int((remaining == 0).sum()))
         n_best = settings.decode.n_best
-        for batch in self._batches(windows, tokens_per_batch):
-            candidates, nulls = self._score(windows, batch, adapter, settings.decode)
+        for batch in self.batches(windows, tokens_per_batch):
+            candidates, nulls = self.score(windows, batch, adapter, settings.decode)
             for row, window in enumerate(batch):
                 example = windows.example[window]
                 found[example].add(
@@ -63,7 +63,7 @@ class SpanReading:
         for example, spans in zip(examples, found, strict=True):
             yield spans.prediction(example, n_best, offer_null)
 
-    def _batches(self, windows, tokens_per_batch):
+    def batches(self, windows, tokens_per_batch):
         """Windows of similar length together, in mixed order so that the progress bar's rate is honest."""
         if len(windows) == 0:
             return []
@@ -72,7 +72,7 @@ class SpanReading:
         return [runs[k] for k in np.random.default_rng(0).permutation(len(runs))]
 
     @torch.inference_mode()
-    def _score(self, windows, batch, adapter, decode):
+    def score(self, windows, batch, adapter, decode):
         """Candidates (see `best_spans`) and null logits (B, 2) of a batch of windows, as numpy."""
         self.model.eval()
         tensors = to_tensors(windows.fill(batch), self.device)

@@ -3,6 +3,8 @@
 import difflib
 import os
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import InputError
@@ -11,21 +13,23 @@ from data.documents import counted
 from prompt.answers import NOT_FOUND
 from prompt.display import isolated, one_line, show_span
 
-HELP = """\
-The first line you type or paste is the text. Every further line is a question about it.
-  /file PATH   take the text from a UTF-8 file
-  /paste       type or paste a text of several lines; a line with a single dot ends it
-  /context     show the text
-  /top [K]     show the K best candidates for the last question (5)
-  /adapter [NAME]  answer with this adapter, or with the bare model (none); alone: show them
-  /clear       forget the text; the next line is the new one
-  /help        show this
-  /quit        leave, as Ctrl-D does; Ctrl-C cancels what is going on"""
 BARE = "none"
-COMMANDS = ("/adapter", "/clear", "/context", "/file", "/help", "/paste", "/quit", "/top")
 LONG_TEXT = 100_000  # characters; an answer from a longer text takes a while, and this is said
 SHOWN_CHARACTERS = 2_000  # of the text, by /context
 TOP = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A line that begins with `name`. usage: the name with what may follow it; help: what it does, for /help.
+
+    act(session, rest) does it; rest is what follows the name, stripped. It returns False to leave.
+    """
+
+    name: str
+    usage: str
+    help: str
+    act: Callable
 
 
 class Session:
@@ -69,24 +73,11 @@ class Session:
 
     def command(self, line):
         name, _, rest = line.partition(" ")
-        if name == "/quit":
-            return False
-        actions = {
-            "/clear": self.clear, "/context": self.show_text, "/help": lambda: self.write(HELP),
-            "/paste": self.begin_paste,
-        }
-        if name == "/file":
-            self.read_file(rest.strip())
-        elif name == "/top":
-            self.show_top(rest.strip())
-        elif name == "/adapter":
-            self.take_adapter(rest.strip())
-        elif name in actions:
-            actions[name]()
-        else:
+        if name not in COMMANDS:
             (nearest,) = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)
             self.write(f"there is no command {one_line(name)}; the nearest is {nearest} (/help shows all)")
-        return True
+            return True
+        return COMMANDS[name].act(self, rest.strip()) is not False
 
     def clear(self):
         self.context = self.last = None
@@ -205,3 +196,28 @@ class Session:
 
 def percent(probability):
     return f"{100 * probability:.1f} %"
+
+
+def table(*commands):
+    """Commands by their names, sorted, as a mistyped one is compared with them."""
+    return {command.name: command for command in sorted(commands, key=lambda command: command.name)}
+
+
+LISTED = (  # in the order of /help
+    Command("/file", "/file PATH", "take the text from a UTF-8 file", lambda session, rest: session.read_file(rest)),
+    Command("/paste", "/paste", "type or paste a text of several lines; a line with a single dot ends it",
+            lambda session, rest: session.begin_paste()),
+    Command("/context", "/context", "show the text", lambda session, rest: session.show_text()),
+    Command("/top", "/top [K]", "show the K best candidates for the last question (5)",
+            lambda session, rest: session.show_top(rest)),
+    Command("/adapter", "/adapter [NAME]", "answer with this adapter, or with the bare model (none); alone: show them",
+            lambda session, rest: session.take_adapter(rest)),
+    Command("/clear", "/clear", "forget the text; the next line is the new one", lambda session, rest: session.clear()),
+    Command("/help", "/help", "show this", lambda session, rest: session.write(HELP)),
+    Command("/quit", "/quit", "leave, as Ctrl-D does; Ctrl-C cancels what is going on", lambda session, rest: False),
+)
+COMMANDS = table(*LISTED)
+HELP = "\n".join([
+    "The first line you type or paste is the text. Every further line is a question about it.",
+    *(f"  {command.usage:11}  {command.help}" for command in LISTED),
+])

@@ -1,0 +1,151 @@
+"""One question about one text, as a reader sees it: what every part of this package looks at."""
+
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from common.errors import InputError
+from data.batches import to_tensors
+from data.decode import QuestionSpans, best_spans
+from data.examples import Example
+from data.windows import WindowSet
+from model.lora import switch_of
+from model.precision import autocast
+from reader import TOKENS_PER_BATCH
+
+SPECIAL, QUESTION, TEXT = "special", "question", "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A token of a window. part: SPECIAL, QUESTION or TEXT. start, end: code points in that part; None in specials."""
+
+    position: int
+    id: int
+    token: str
+    type: int
+    part: str
+    start: int | None = None
+    end: int | None = None
+
+
+class Case:
+    """A question, its text, and the reader with the adapter that was active when the Case was made.
+
+    Raises InputError when there is nothing to look at: an empty question, or a text without readable words.
+    Windows are numbered from 0; one is `number` below.
+    """
+
+    def __init__(self, reader, question, context, *, tokens_per_batch=TOKENS_PER_BATCH):
+        self.reader, self.adapter, self.settings = reader, reader.adapter, reader.settings
+        self.example = Example("question", question, context, None, "question")
+        self.windows = WindowSet([self.example], reader.tokenizer, self.settings.windows)
+        self.tokens_per_batch = tokens_per_batch
+        if len(self.windows) == 0 or not question.strip():
+            raise InputError(QuestionSpans().no_span(self.example))
+
+    @property
+    def model(self):
+        return self.reader.model
+
+    @property
+    def offers_null(self):
+        return self.settings.null_threshold is not None
+
+    @contextmanager
+    def computing(self, *, gradients=False, precise=False):
+        """A context for running the model as it answers. precise: in fp32 whatever the reader computes in."""
+        self.model.eval()
+        switch, device = switch_of(self.model), self.reader.device
+        precision = "fp32" if precise else self.reader.precision
+        with (
+            nullcontext() if gradients else torch.inference_mode(),
+            autocast(device, precision),
+            switch.using(self.adapter) if switch else nullcontext(),
+        ):
+            yield self.model
+
+    def inputs(self, number):
+        """(input_ids, token_type_ids) of one window, (1, T) each: alone it needs no padding and no mask."""
+        batch = self.batch(number)
+        return batch["input_ids"], batch["token_type_ids"]
+
+    def batch(self, number):
+        """All tensors of one window, as `WindowSet.fill` names them."""
+        return to_tensors(self.windows.fill(np.array([number])), self.reader.device)
+
+    def logits(self, number):
+        """Start and end logits of one window, (1, T) each."""
+        with self.computing() as model:
+            return model(*self.inputs(number))
+
+    def spans(self, number, start, end):
+        """The Prediction that these logits (1, T) of one window amount to, the other windows left out."""
+        candidates = best_spans(start, end, self.batch(number)["answer_mask"], self.settings.decode)
+        return self.window_prediction(number, [part[0] for part in candidates], (start[0, 0].item(), end[0, 0].item()))
+
+    def _add(self, found, number, candidates, null):
+        offsets, prefix = self.windows.offsets(number), self.windows.prefix(number)
+        found.add(int(number), offsets, prefix, candidates, null, self.settings.decode.n_best)
+
+    def scores(self):
+        """Yield (number, its rows of `best_spans`, its null logits) of every window, in any order."""
+        for batch in self.reader.way.batches(self.windows, self.tokens_per_batch):
+            candidates, nulls = self.reader.way.score(self.windows, batch, self.adapter, self.settings.decode)
+            for row, number in enumerate(batch):
+                yield int(number), [part[row] for part in candidates], nulls[row]
+
+    def predict(self):
+        """The Prediction over all windows, computed now: under hooks it is the changed model's."""
+        found = QuestionSpans()
+        for number, candidates, null in self.scores():
+            self._add(found, number, candidates, null)
+        return found.prediction(self.example, self.settings.decode.n_best, self.offers_null)
+
+    def window_prediction(self, number, candidates, null):
+        """The Prediction of one window, from what `scores` gave of it."""
+        found = QuestionSpans()
+        self._add(found, number, candidates, null)
+        return found.prediction(self.example, self.settings.decode.n_best, self.offers_null)
+
+    @cached_property
+    def prediction(self):
+        """The Prediction that the reader gives."""
+        return self.predict()
+
+    @cached_property
+    def best(self):
+        """The best span, also where "no answer" is said; InputError when no window could be scored."""
+        if not self.prediction.spans:
+            raise InputError(self.prediction.reason)
+        return self.prediction.spans[0]
+
+    def answer(self, prediction):
+        """The span that a Prediction says, or None for "no answer"."""
+        return prediction.answer(self.settings.null_threshold)
+
+    def tokens_of(self, span, number):
+        """(first, last) position in a window of the tokens of a span that came out of it."""
+        offsets, prefix = self.windows.offsets(number), self.windows.prefix(number)
+        first = int(np.flatnonzero(offsets[:, 0] == span.start)[0])
+        last = int(np.flatnonzero(offsets[:, 1] == span.end)[-1])
+        return prefix + first, prefix + last
+
+    def pieces(self, number):
+        """The Pieces of one window, by position."""
+        batch = {name: array[0] for name, array in self.windows.fill(np.array([number])).items()}
+        prefix, slice_offsets = self.windows.prefix(number), self.windows.offsets(number)
+        pieces = []
+        for position, (code, kind) in enumerate(zip(batch["input_ids"], batch["token_type_ids"], strict=True)):
+            part, place = SPECIAL, (None, None)
+            if 0 < position < prefix - 1:
+                part, place = QUESTION, self.windows.questions.offsets[position - 1]
+            elif batch["answer_mask"][position]:
+                part, place = TEXT, slice_offsets[position - prefix]
+            place = [None if value is None else int(value) for value in place]
+            token = self.reader.tokenizer.id_to_token(int(code))
+            pieces.append(Piece(position, int(code), token, int(kind), part, *place))
+        return pieces
