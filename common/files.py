@@ -90,7 +90,7 @@ def check_target(path):
 
 
 def write_atomic(path, data):
-    """Write text or bytes under a temporary name beside `path`, then rename: all or nothing.
+    """Write text or bytes, or an iterable of bytes, under a temporary name beside `path`, then rename: all or nothing.
 
     A symbolic link stays, and the file it leads to is written. InputError when that exists and is
     not a regular file, and when the disk refuses.
@@ -98,25 +98,45 @@ def write_atomic(path, data):
     check_target(path)
     target = Path(os.path.realpath(path))
     data = data.encode("utf-8") if isinstance(data, str) else data
+    chunks = [data] if isinstance(data, (bytes, bytearray, memoryview)) else data
     temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            file.write(data)
+            file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
         if os.path.exists(temporary):  # Path.exists would itself raise for a name that is too long
             temporary.unlink()
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
     sync_folder(target.parent)
 
 
 def write_json(path, value):
     """Write `value` as indented UTF-8 JSON, letters unescaped, all or nothing."""
-    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
-    write_atomic(path, text.encode("utf-8", "backslashreplace"))  # a lone surrogate becomes its JSON escape
+    write_atomic(path, json_bytes(value) + b"\n")
+
+
+def json_bytes(value):
+    """Indented UTF-8 JSON; a lone surrogate becomes its JSON escape."""
+    return json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False).encode("utf-8", "backslashreplace")
+
+
+def write_pairs(path, pairs):
+    """Write what `write_json` would of dict(pairs), keys all different, holding one pair at a time."""
+
+    def chunks():
+        first = True
+        for key, value in pairs:
+            yield b"{" if first else b","
+            yield b"\n  " + json_bytes(key) + b": " + json_bytes(value).replace(b"\n", b"\n  ")
+            first = False
+        yield b"{}\n" if first else b"\n}\n"
+
+    write_atomic(path, chunks())
 
 
 def write_folder(path, fill):

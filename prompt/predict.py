@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import InputError
-from common.files import write_folder, write_json
+from common.files import write_folder, write_json, write_pairs
+from common.spill import Spill
 from data.documents import counted
 from metrics import evaluate_v1
 from training.evaluate import (
-    PREDICTION_FILES, answer_text, prediction_files, references_of, score_at,
+    PREDICTION_FILES, answer_text, best_only, prediction_files, references_of, score_at,
 )
 from training.folder import RunFolder
 from training.measure import latency, peak_memory_bytes
@@ -117,7 +118,7 @@ def answer_all(reader, examples, policy, *, tokens_per_batch, progress=None):
     answers = reader.predict(
         examples, offer_null=policy.offered, progress=progress, tokens_per_batch=tokens_per_batch
     )
-    predictions = list(answers)
+    predictions = Spill(answers)
     seconds = time.perf_counter() - began
     _, total = parameter_counts(reader.model)
     windows = sum(prediction.windows for prediction in predictions)
@@ -161,10 +162,10 @@ def score(examples, predictions, threshold):
 
     A threshold of None means that no null was offered: v1.1's rules, otherwise v2.0's.
     """
-    pairs = [pair for pair in zip(examples, predictions, strict=True) if pair[0].answers is not None]
-    if not pairs:
+    places = [place for place, example in enumerate(examples) if example.answers is not None]
+    if not places:
         return None
-    scored, answered = map(list, zip(*pairs, strict=True))
+    scored, answered = [examples[place] for place in places], best_only(predictions, places)
     if threshold is not None:
         return score_at(scored, answered, threshold)
     texts = {prediction.id: answer_text(prediction, None) for prediction in answered}
@@ -188,11 +189,11 @@ def write_predictions(folder, predictions, policy, metrics):
     predictions it does not describe.
     """
     folder = Path(folder)
-    contents = prediction_files(predictions, policy.threshold, policy.offered) | {METRICS_FILE: metrics}
 
     def fill(target):
-        for name, content in contents.items():
-            write_json(target / name, content)
+        for name, pairs in prediction_files(predictions, policy.threshold, policy.offered).items():
+            write_pairs(target / name, pairs)
+        write_json(target / METRICS_FILE, metrics)
 
     if not folder.exists():
         write_folder(folder, fill)

@@ -55,7 +55,7 @@ def test_v1_scores_by_hand():
     reader = Fixed(said)
     result = evaluate(reader, examples, may_lack_answer=False)
     assert result.scores == {"exact": 25.0, "f1": pytest.approx(100 * (1 + 0.5) / 4), "total": 4}
-    assert (result.threshold, reader.offered, result.predictions) == (None, False, said)
+    assert (result.threshold, reader.offered, list(result.predictions)) == (None, False, said)
     assert result.texts() == {"q1": "Red!", "q2": "green barn", "q3": "no", "q4": ""}
     assert result.seconds >= 0
 
@@ -136,10 +136,10 @@ def test_no_null_in_nbest_where_none_is_offered():
 def test_prediction_files():
     said = [prediction(1, "red", 2.0), prediction(2, "", 0)]
     files = prediction_files(said, 1.0, offer_null=True)
-    assert files["predictions.json"] == {"q1": "", "q2": ""}
-    assert list(files["nbest_predictions.json"]) == ["q1", "q2"]
-    assert files["null_odds.json"] == {"q1": 2.0, "q2": 1e9}
-    assert prediction_files(said, None, offer_null=False)["null_odds.json"] == {}
+    assert list(files["predictions.json"]) == [("q1", ""), ("q2", "")]
+    assert [name for name, _ in files["nbest_predictions.json"]] == ["q1", "q2"]
+    assert dict(files["null_odds.json"]) == {"q1": 2.0, "q2": 1e9}
+    assert dict(prediction_files(said, None, offer_null=False)["null_odds.json"]) == {}
     assert references_of([example(1, "red"), example(2, "")]) == [("q1", ["red"]), ("q2", [])]
 
 

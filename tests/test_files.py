@@ -6,7 +6,8 @@ import os
 import pytest
 
 from common.errors import InputError
-from common.files import parse_json, read_json, read_text, write_atomic, write_folder, write_json
+from common.files import parse_json, read_json, read_text, write_atomic, write_folder, write_json, write_pairs
+from common.spill import Spill
 
 
 def test_json_keeps_letters_and_escapes_lone_surrogates(tmp_path):
@@ -142,3 +143,33 @@ def test_folder_is_whole_or_old(tmp_path):
     with pytest.raises(InputError, match="No space left"):
         write_folder(path, break_off)
     assert (path / "a").read_text() == "two" and os.listdir(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("value", [
+    {}, {"a": 1}, {"a": [], "b\n\"": {"c": ["x\ny", 1.5, None]}, "é": "\ud800", "d": {}}, {"k": [{"text": "", "p": 0.25}] * 2},
+])
+def test_pairs_are_written_as_the_whole_would_be(tmp_path, value):
+    write_json(tmp_path / "whole.json", value)
+    write_pairs(tmp_path / "pairs.json", iter(value.items()))
+    assert (tmp_path / "pairs.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+def test_pairs_that_fail_half_way_leave_nothing(tmp_path):
+    def pairs():
+        yield "a", 1
+        yield "b", float("nan")
+
+    with pytest.raises(ValueError):
+        write_pairs(tmp_path / "pairs.json", pairs())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spill_gives_back_what_it_was_given():
+    things = [("a", 1), {"b": [2.5] * 5000}, None, "ü"]
+    spill = Spill(iter(things[:2]))
+    assert list(spill) == things[:2]
+    spill.extend(things[2:])
+    assert list(spill) == things and len(spill) == 4 and spill[1] == things[1] and spill[-1] == "ü"
+    assert [a == b for a, b in zip(spill, spill)] == [True] * 4  # two readers at once
+    with pytest.raises(IndexError):
+        spill[4]

@@ -1,8 +1,9 @@
 """Scoring a reader on a dev set, with the no-answer threshold tuned on one half and reported on the other."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from common.spill import Spill
 from data.documents import counted
 from metrics import best_threshold, evaluate_v1, evaluate_v2, question_scores, split_halves
 
@@ -11,13 +12,13 @@ PREDICTION_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.jso
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """predictions: of each example, in order. threshold: None for data that always have answers.
+    """predictions: a Spill, of each example, in order. threshold: None for data that always have answers.
 
     scores: `exact`, `f1`, `total` in percent and questions, with HasAns_ and NoAns_ parts and
     `threshold_halves` where questions may lack an answer. seconds: from texts to answers.
     """
 
-    predictions: list
+    predictions: Spill
     threshold: float | None
     scores: dict
     windows: int
@@ -47,7 +48,7 @@ def evaluate(reader, examples, *, may_lack_answer, threshold=None, tune=True, pr
     are told apart, since the half it was tuned on flatters it.
     """
     began = time.perf_counter()
-    predictions = list(reader.predict(examples, offer_null=may_lack_answer, progress=progress))
+    predictions = Spill(reader.predict(examples, offer_null=may_lack_answer, progress=progress))
     seconds = time.perf_counter() - began
     windows = sum(p.windows for p in predictions)
     if not may_lack_answer:
@@ -85,7 +86,7 @@ def tune_threshold(examples, predictions):
     if not tuned or not reported:
         tuned, reported = tuned or reported, []
     part = [examples[k] for k in tuned]
-    raw = [predictions[k] for k in tuned]
+    raw = best_only(predictions, tuned)
     answers = {p.id: p.spans[0].text if p.spans else "" for p in raw}
     _, f1 = question_scores(references_of(part), answers)
     # what a span scores against "no answer" is 0, even one that normalises to nothing
@@ -94,9 +95,14 @@ def tune_threshold(examples, predictions):
     halves = {"tuned_on": score_at(part, raw, threshold)}
     if reported:
         halves["reported_on"] = score_at(
-            [examples[k] for k in reported], [predictions[k] for k in reported], threshold
+            [examples[k] for k in reported], best_only(predictions, reported), threshold
         )
     return threshold, halves
+
+
+def best_only(predictions, places):
+    """The predictions at `places`, in memory, with the best span of each."""
+    return [replace(prediction, spans=prediction.spans[:1]) for prediction in map(predictions.__getitem__, places)]
 
 
 def nbest_of(prediction, offer_null):
@@ -120,11 +126,11 @@ def nbest_of(prediction, offer_null):
 
 
 def prediction_files(predictions, threshold, offer_null):
-    """File name -> contents of the three files that leaderboards and scorers know."""
+    """File name -> pairs of id and value of the three files that leaderboards and scorers know, made as they are read."""
     contents = (
-        {p.id: answer_text(p, threshold) for p in predictions},
-        {p.id: nbest_of(p, offer_null) for p in predictions},
-        null_odds_of(predictions) if offer_null else {},
+        ((p.id, answer_text(p, threshold)) for p in predictions),
+        ((p.id, nbest_of(p, offer_null)) for p in predictions),
+        null_odds_of(predictions).items() if offer_null else (),
     )
     return dict(zip(PREDICTION_FILES, contents, strict=True))
 

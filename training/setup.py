@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from common.files import read_bytes, read_json, write_atomic, write_folder, write_json
+from common.files import read_bytes, read_json, write_atomic, write_folder, write_json, write_pairs
 from data.decode import DecodeSettings
 from data.windows import WindowSettings
 from model.adapters import is_adapter
@@ -101,8 +101,8 @@ def save_best(run, state, reader, result):
     def fill(folder):
         (folder / "model").mkdir()
         reader.save(folder / "model")
-        for name, content in files.items():
-            write_json(folder / name, content)
+        for name, pairs in files.items():
+            write_pairs(folder / name, pairs)
         write_json(folder / "evaluation.json", record)
 
     write_folder(run.best, fill)
