@@ -34,6 +34,7 @@ FORMAT = 1  # of reader.json and of run folders; a reader of another number refu
 SETTINGS_FILE = "reader.json"
 CHUNK_QUESTIONS = 2048  # asked together: enough to sort lengths, few enough to keep memory flat
 TOKENS_PER_BATCH = 6144
+ACTIVE = object()  # stands for the adapter that is active when a prediction begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,31 +246,46 @@ class Reader:
             save_tokenizer(self.tokenizer, folder)
         write_json(folder / SETTINGS_FILE, self.settings.to_dict())
 
-    def predict(self, examples, *, offer_null=None, progress=None, tokens_per_batch=TOKENS_PER_BATCH):
+    def predict(
+        self, examples, *, adapter=ACTIVE, offer_null=None, progress=None, tokens_per_batch=TOKENS_PER_BATCH
+    ):
         """Give the Prediction of each example, in order, one after the other as they are asked for.
 
-        offer_null: whether "no answer" takes part in the probabilities; None leaves it to the settings.
-        progress: something with update(questions), called as questions are finished. Questions go in
-        chunks of CHUNK_QUESTIONS and a window's logits are reduced at once: memory does not grow with
-        the number of questions, and with a text's length only by its tokens.
+        adapter: the one to answer with; None is the bare base. offer_null: whether "no answer" takes part in the
+        probabilities; None leaves it to the settings. progress: something with update(questions), called as
+        questions are finished. Questions go in chunks of CHUNK_QUESTIONS and a window's logits are reduced at
+        once: memory does not grow with the number of questions, and with a text's length only by its tokens.
         """
-        adapter, settings = self.adapter, self.settings
-        if offer_null is None:
-            offer_null = settings.null_threshold is not None
+        adapter, settings, offer_null = self._choices(adapter, offer_null)
         return self._predict_chunks(examples, adapter, settings, offer_null, progress, tokens_per_batch)
+
+    def steps(self, examples, *, adapter=ACTIVE, offer_null=None, tokens_per_batch=TOKENS_PER_BATCH):
+        """The work of `predict` in steps, for who has several such tasks or may want to stop in the middle.
+
+        A generator: each step is one forward pass, or the first one without any, and gives the number of questions
+        that it finished; what it returns is the list of Predictions. All examples are tokenised by the first step.
+        """
+        adapter, settings, offer_null = self._choices(adapter, offer_null)
+        return self._chunk_steps(examples, adapter, settings, offer_null, tokens_per_batch)
+
+    def _choices(self, adapter, offer_null):
+        """(adapter, its settings, offer_null) with what was left open filled in."""
+        adapter = self.adapter if adapter is ACTIVE else adapter
+        settings = self.all_settings[adapter]
+        return adapter, settings, settings.null_threshold is not None if offer_null is None else offer_null
 
     def _predict_chunks(self, examples, adapter, settings, offer_null, progress, tokens_per_batch):
         for first in range(0, len(examples), CHUNK_QUESTIONS):
             chunk = examples[first : first + CHUNK_QUESTIONS]
-            yield from self._predict_chunk(chunk, adapter, settings, offer_null, progress, tokens_per_batch)
+            steps = self._chunk_steps(chunk, adapter, settings, offer_null, tokens_per_batch)
+            yield from run_steps(steps, progress)
 
-    def _predict_chunk(self, examples, adapter, settings, offer_null, progress, tokens_per_batch):
+    def _chunk_steps(self, examples, adapter, settings, offer_null, tokens_per_batch):
         windows = WindowSet(examples, self.tokenizer, settings.windows)
         first_windows = np.searchsorted(windows.example, np.arange(len(examples)))
         found = [QuestionSpans() for _ in examples]
         remaining = np.bincount(windows.example, minlength=len(examples))
-        if progress is not None:
-            progress.update(int((remaining == 0).sum()))
+        yield int((remaining == 0).sum())
         n_best = settings.decode.n_best
         for batch in self._batches(windows, tokens_per_batch):
             candidates, nulls = self._score(windows, batch, adapter, settings.decode)
@@ -280,10 +296,8 @@ class Reader:
                     [x[row] for x in candidates], nulls[row], n_best,
                 )
             np.subtract.at(remaining, windows.example[batch], 1)
-            if progress is not None:
-                progress.update(int((remaining[np.unique(windows.example[batch])] == 0).sum()))
-        for example, spans in zip(examples, found, strict=True):
-            yield spans.prediction(example, n_best, offer_null)
+            yield int((remaining[np.unique(windows.example[batch])] == 0).sum())
+        return [spans.prediction(example, n_best, offer_null) for example, spans in zip(examples, found, strict=True)]
 
     def _batches(self, windows, tokens_per_batch):
         """Windows of similar length together, in mixed order so that the progress bar's rate is honest."""
@@ -310,3 +324,14 @@ class Reader:
         example = Example("question", question, context, None, "question")
         prediction = next(iter(self.predict([example])))
         return prediction, time.perf_counter() - began
+
+
+def run_steps(steps, progress=None):
+    """What a generator of steps returns, after all of them; `progress` is told what each of them gives."""
+    while True:
+        try:
+            finished = next(steps)
+        except StopIteration as end:
+            return end.value
+        if progress is not None:
+            progress.update(finished)
