@@ -23,6 +23,8 @@ from model.weights import load_model, read_config, save_weights, stored_quant
 from settings import SETTINGS_FILE, ReaderSettings, default_settings
 from spans import SpanReading
 
+ACTIVE = object()  # stands for the adapter that is active when a prediction begins
+
 
 class Reader:
     """Answers questions. Attributes: model, tokenizer, settings, device, precision, report (LoadReport).
@@ -174,21 +176,41 @@ class Reader:
             save_tokenizer(self.tokenizer, folder)
         write_json(folder / SETTINGS_FILE, self.settings.to_dict())
 
-    def predict(self, examples, *, offer_null=None, progress=None, tokens_per_batch=None):
+    def predict(self, examples, *, adapter=ACTIVE, offer_null=None, progress=None, tokens_per_batch=None):
         """Give the Prediction of each example, in order, one after the other as they are asked for.
 
-        offer_null: whether "no answer" takes part in the probabilities; None leaves it to the settings.
-        progress: something with update(questions), called as questions are finished. Questions go in
-        chunks and a window's logits are reduced at once: memory does not grow with
-        the number of questions, and with a text's length only by its tokens.
+        adapter: the one to answer with; None is the bare base. offer_null: whether "no answer" takes part in the
+        probabilities; None leaves it to the settings. progress: something with update(questions), called as
+        questions are finished. Questions go in chunks and a window's logits are reduced at once: memory does not
+        grow with the number of questions, and with a text's length only by its tokens.
         """
-        adapter, settings = self.adapter, self.settings
-        if offer_null is None:
-            offer_null = settings.null_threshold is not None
-        return self.way.predict(
-            examples, settings, adapter=adapter, offer_null=offer_null, progress=progress,
-            tokens_per_batch=tokens_per_batch,
+        adapter, settings, offer_null = self._choices(adapter, offer_null)  # now, not when the first one is asked for
+        return self._predict(examples, settings, adapter, offer_null, progress, tokens_per_batch)
+
+    def _predict(self, examples, settings, adapter, offer_null, progress, tokens_per_batch):
+        for first in range(0, len(examples), self.way.chunk_questions):
+            chunk = examples[first : first + self.way.chunk_questions]
+            steps = self.way.steps(
+                chunk, settings, adapter=adapter, offer_null=offer_null, tokens_per_batch=tokens_per_batch
+            )
+            yield from run_steps(steps, progress)
+
+    def steps(self, examples, *, adapter=ACTIVE, offer_null=None, tokens_per_batch=None):
+        """The work of `predict` in steps, for who has several such tasks or may want to stop in the middle.
+
+        A generator: each step is one forward pass, or the first one without any, and gives the number of questions
+        that it finished; what it returns is the list of Predictions. All examples are tokenised by the first step.
+        """
+        adapter, settings, offer_null = self._choices(adapter, offer_null)
+        return self.way.steps(
+            examples, settings, adapter=adapter, offer_null=offer_null, tokens_per_batch=tokens_per_batch
         )
+
+    def _choices(self, adapter, offer_null):
+        """(adapter, its settings, offer_null) with what was left open filled in."""
+        adapter = self.adapter if adapter is ACTIVE else adapter
+        settings = self.all_settings[adapter]
+        return adapter, settings, settings.null_threshold is not None if offer_null is None else offer_null
 
     def windows(self, examples):
         """What the model reads of some examples: all windows, as a WindowSet."""
@@ -204,3 +226,14 @@ class Reader:
         example = Example("question", question, context, None, "question")
         prediction = next(iter(self.predict([example])))
         return prediction, time.perf_counter() - began
+
+
+def run_steps(steps, progress=None):
+    """What a generator of steps returns, after all of them; `progress` is told what each of them gives."""
+    while True:
+        try:
+            finished = next(steps)
+        except StopIteration as end:
+            return end.value
+        if progress is not None:
+            progress.update(finished)

@@ -14,12 +14,13 @@ from data.windows import WindowSet
 from model.lora import switch_of
 from model.precision import autocast
 
-CHUNK_QUESTIONS = 2048  # asked together: enough to sort lengths, few enough to keep memory flat
 TOKENS_PER_BATCH = 6144
 
 
 class SpanReading:
     """The way of a model whose head gives each token a logit of being an answer's start, and of its end."""
+
+    chunk_questions = 2048  # asked together: enough to sort lengths, few enough to keep memory flat
 
     def __init__(self, model, tokenizer, device, precision):
         self.model, self.tokenizer, self.device, self.precision = model, tokenizer, device, precision
@@ -34,22 +35,15 @@ class SpanReading:
             examples, self.tokenizer, settings.windows, with_labels=True, references=references, progress=progress
         )
 
-    def predict(self, examples, settings, *, adapter, offer_null, progress, tokens_per_batch):
-        """Yield the Prediction of each example, in order; see Reader.predict."""
-        tokens_per_batch = tokens_per_batch or TOKENS_PER_BATCH
-        for first in range(0, len(examples), CHUNK_QUESTIONS):
-            chunk = examples[first : first + CHUNK_QUESTIONS]
-            yield from self._predict_chunk(chunk, adapter, settings, offer_null, progress, tokens_per_batch)
-
-    def _predict_chunk(self, examples, adapter, settings, offer_null, progress, tokens_per_batch):
+    def steps(self, examples, settings, *, adapter, offer_null, tokens_per_batch):
+        """A generator that answers, one forward pass a step; see Reader.steps."""
         windows = self.windows(examples, settings)
         first_windows = np.searchsorted(windows.example, np.arange(len(examples)))
         found = [QuestionSpans() for _ in examples]
         remaining = np.bincount(windows.example, minlength=len(examples))
-        if progress is not None:
-            progress.update(int((remaining == 0).sum()))
+        yield int((remaining == 0).sum())
         n_best = settings.decode.n_best
-        for batch in self.batches(windows, tokens_per_batch):
+        for batch in self.batches(windows, tokens_per_batch or TOKENS_PER_BATCH):
             candidates, nulls = self.score(windows, batch, adapter, settings.decode)
             for row, window in enumerate(batch):
                 example = windows.example[window]
@@ -58,10 +52,8 @@ class SpanReading:
                     [x[row] for x in candidates], nulls[row], n_best,
                 )
             np.subtract.at(remaining, windows.example[batch], 1)
-            if progress is not None:
-                progress.update(int((remaining[np.unique(windows.example[batch])] == 0).sum()))
-        for example, spans in zip(examples, found, strict=True):
-            yield spans.prediction(example, n_best, offer_null)
+            yield int((remaining[np.unique(windows.example[batch])] == 0).sum())
+        return [spans.prediction(example, n_best, offer_null) for example, spans in zip(examples, found, strict=True)]
 
     def batches(self, windows, tokens_per_batch):
         """Windows of similar length together, in mixed order so that the progress bar's rate is honest."""

@@ -30,27 +30,31 @@ def runners_up(prediction, answer, count):
     return [span for span in prediction.spans if span is not answer][:count]
 
 
-def describe(prediction, null_threshold, seconds, top_k):
+def describe(prediction, null_threshold, seconds, top_k, *, windows=False):
     """What --json prints, as a dict. `answer` is "" for no answer, and start and end are null then.
 
     score: the probability of what is answered, be it a span or none. null_probability is there where "no
     answer" is on offer, reason where there is no answer. runners_up: top_k - 1 further candidates.
+    windows: say also how many windows the text made, and of each span the number of the one it came from.
     """
     answer = prediction.answer(null_threshold)
     result = {"answer": "", "start": None, "end": None, "score": prediction.null_probability}
     if answer is not None:
-        result = describe_span(answer, "answer")
+        result = describe_span(answer, "answer", windows)
     result["seconds"] = seconds
     if answer is None:
         result["reason"] = prediction.reason or NOT_FOUND
     if null_threshold is not None:
         result["null_probability"] = prediction.null_probability
-    result["runners_up"] = [describe_span(s, "text") for s in runners_up(prediction, answer, top_k - 1)]
+    if windows:
+        result["windows"] = prediction.windows
+    result["runners_up"] = [describe_span(s, "text", windows) for s in runners_up(prediction, answer, top_k - 1)]
     return result
 
 
-def describe_span(span, name):
-    return {name: span.text, "start": span.start, "end": span.end, "score": span.probability}
+def describe_span(span, name, windows=False):
+    described = {name: span.text, "start": span.start, "end": span.end, "score": span.probability}
+    return described | ({"window": span.window} if windows else {})
 
 
 def to_json(value):

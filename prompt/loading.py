@@ -17,7 +17,8 @@ RUNS = Path("runs")
 
 def open_reader(options):
     """(Reader, name of the model) as the options ask; InputError when it cannot answer."""
-    adapters = [(adapter_name(path), Path(model_of_run(str(path)))) for path in options.adapter or ()]
+    named = map(named_adapter, options.adapter or ())
+    adapters = [(one, Path(model_of_run(str(path)))) for one, path in named]
     name = options.model
     for _, folder in adapters:
         if is_fusion(folder):
@@ -47,6 +48,14 @@ def open_reader(options):
     for one, settings in stored.all_settings.items():
         stored.all_settings[one] = stored.checked(adapt_settings(settings, options))
     return stored, " + ".join([name, *(one for one, _ in adapters)])
+
+
+def named_adapter(given):
+    """(name, folder) of an --adapter value: FOLDER, which gives the name too, or NAME=FOLDER."""
+    name, equals, folder = str(given).partition("=")
+    if not equals or given.exists():
+        return adapter_name(given), given
+    return name, Path(folder)
 
 
 def base_of(described):

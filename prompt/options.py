@@ -12,8 +12,9 @@ TOP_K, TOP_K_JSON = 1, 5  # what --top-k is when nobody says, plain and with --j
 INFER_OPTIONS = (
     Option("model", str, None, "A run's folder, a model folder, a hub id or minilm; unset: the newest "
            "finished run under runs/.", MODEL),
-    Option("adapter", Path, None, "Folders of LoRA adapters, or of their runs; the last one answers first. Without "
-           "--model on the base that the first of them names.", MODEL, many=True, metavar="FOLDER"),
+    Option("adapter", Path, None, "Folders of LoRA adapters, or of their runs, each alone or as NAME=FOLDER; the last one "
+           "answers first. Without --model on the base that the first of them names.", MODEL, many=True,
+           metavar="FOLDER"),
     Option("quant", str, None, "Hold the encoder in 4 bits, multiply in 8 (int8, on a CPU), or in full (none); unset: "
            "as in training.", MODEL, choices=("none", *QUANTS, "int8")),
     Option("revision", str, None, "Commit, tag or branch of the hub's model.", MODEL),
@@ -56,10 +57,7 @@ def choose_mode(options):
         present = [name for name in names if getattr(options, name) not in (None, False)]
         return ["--" + name.replace("_", "-") for name in present]
 
-    if options.revision is not None and options.model is None:
-        raise InputError("--revision belongs to a model on the hub: name it with --model")
-    if options.window_overlap is not None and options.window_step is not None:
-        raise InputError("--window-overlap and --window-step say the same in two ways: give one of them")
+    check_model_options(options)
     if options.predict is not None:
         if foreign := given("question", "context", "context_file", "json", "top_k"):
             raise InputError(f"--predict asks what its files ask and does not go with {', '.join(foreign)}")
@@ -82,3 +80,11 @@ def choose_mode(options):
     if options.context_file == Path("-"):
         raise InputError("--context-file - uses up standard input: add --question TEXT, or use a file")
     return "prompt"
+
+
+def check_model_options(options):
+    """InputError where options of the model or its windows exclude each other."""
+    if options.revision is not None and options.model is None:
+        raise InputError("--revision belongs to a model on the hub: name it with --model")
+    if options.window_overlap is not None and options.window_step is not None:
+        raise InputError("--window-overlap and --window-step say the same in two ways: give one of them")

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import infer
-from model.lora import LoraConfig, add_lora
 from prompt.display import Style
 from model.adapters import adapter_name
 from prompt.loading import open_reader
@@ -14,8 +13,7 @@ from prompt.options import INFER_OPTIONS
 from prompt.session import Session
 from common.errors import InputError
 from common.options import parse
-from reader import Reader
-from tests.test_lora import randomise
+from tests.tiny_adapters import make_adapters
 
 TEXT = "The mill was built by Ada Stone in 1807. It stands in Riga."
 
@@ -23,20 +21,7 @@ TEXT = "The mill was built by Ada Stone in 1807. It stands in Riga."
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, tiny_folder):
     """Two adapters of the tiny model: `wiki`, and the run `reviews`."""
-    root, made = tmp_path_factory.mktemp("adapters"), []
-    for number, place in enumerate(("wiki", "reviews/model")):
-        reader = Reader.load(tiny_folder, device="cpu", precision="fp32")
-        reader.base = str(tiny_folder), None
-        add_lora(reader.model, LoraConfig(3, 7.0), "default")
-        randomise(reader.model, "default", number)
-        reader.all_settings["default"] = reader.all_settings[None]
-        folder = root / place
-        folder.mkdir(parents=True)
-        reader.save(folder)
-        settings = json.loads((folder / "reader.json").read_text()) | {"null_threshold": [1e9, -1e9][number]}
-        (folder / "reader.json").write_text(json.dumps(settings))
-        made.append(folder)
-    return made
+    return make_adapters(tmp_path_factory.mktemp("adapters"), tiny_folder)
 
 
 def opened(*argv):
@@ -61,6 +46,19 @@ def test_adapters_are_loaded_with_and_without_the_base(folders, tiny_folder):
         alone, _ = opened("--model", folders[0])
         assert reader.ask("Who?", TEXT)[0] == alone.ask("Who?", TEXT)[0]
         assert reader.settings.null_threshold == 1e9
+
+
+def test_an_adapter_can_be_given_a_name(folders, tmp_path, capsys):
+    reader, name = opened("--adapter", f"news={folders[0]}", folders[1])
+    assert list(reader.all_settings) == [None, "news", "reviews"] and name.endswith(" + news + reviews")
+    assert infer.main(["--adapter", f"={folders[0]}", "--question", "q", "--context", "c"]) == 2
+    assert "an adapter cannot be called ''" in capsys.readouterr().err
+
+
+def test_a_folder_with_an_equals_sign_is_a_folder(folders, tmp_path):
+    place = tmp_path / "lr=3"
+    place.symlink_to(folders[0])
+    assert list(opened("--adapter", place)[0].all_settings) == [None, "lr=3"]
 
 
 def test_options_reach_every_adapter(folders):

@@ -92,7 +92,7 @@ def test_one_by_one_is_the_same(tiny, questions, predictions):
 
 @pytest.mark.parametrize("chunk, tokens", [(1, 6144), (17, 6144), (2048, 97), (2048, 1000)])
 def test_chunks_and_batches_do_not_show(tiny, questions, predictions, monkeypatch, chunk, tokens):
-    monkeypatch.setattr(spans, "CHUNK_QUESTIONS", chunk)
+    monkeypatch.setattr(spans.SpanReading, "chunk_questions", chunk)
     found = list(tiny.predict(questions[:40], tokens_per_batch=tokens))
     assert len(found) == 40
     for one, other in zip(found, predictions):
@@ -100,7 +100,7 @@ def test_chunks_and_batches_do_not_show(tiny, questions, predictions, monkeypatc
 
 
 def test_progress_counts_each_question_once(tiny, questions, monkeypatch):
-    monkeypatch.setattr(spans, "CHUNK_QUESTIONS", 13)
+    monkeypatch.setattr(spans.SpanReading, "chunk_questions", 13)
     counts = []
 
     class Bar:
