@@ -142,7 +142,7 @@ class Case:
         for position, (code, kind) in enumerate(zip(batch["input_ids"], batch["token_type_ids"], strict=True)):
             part, place = SPECIAL, (None, None)
             if 0 < position < prefix - 1:
-                part, place = QUESTION, self.windows.questions.offsets[position - 1]
+                part, place = QUESTION, self.windows.texts.questions.offsets[position - 1]
             elif batch["answer_mask"][position]:
                 part, place = TEXT, slice_offsets[position - prefix]
             place = [None if value is None else int(value) for value in place]
