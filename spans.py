@@ -8,7 +8,8 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
-from data.batches import split_by_tokens, to_tensors
+from common.errors import InputError
+from data.batches import QuestionCount, split_by_tokens, to_tensors
 from data.decode import QuestionSpans, best_spans
 from data.windows import WindowSet
 from model.lora import switch_of
@@ -16,6 +17,12 @@ from model.precision import autocast
 
 CHUNK_QUESTIONS = 2048  # asked together: enough to sort lengths, few enough to keep memory flat
 TOKENS_PER_BATCH = 6144
+
+
+def refuse_talks(examples):
+    """InputError for questions that are not about texts: there is no span to find."""
+    if examples and examples[0].context is None:
+        raise InputError(f"{examples[0].where}: a question without a text, which only a decoder answers (a LLaMA)")
 
 
 class SpanReading:
@@ -26,10 +33,12 @@ class SpanReading:
 
     def windows(self, examples, settings, progress=None):
         """What a model reads of some examples, as a WindowSet."""
+        refuse_talks(examples)
         return WindowSet(examples, self.tokenizer, settings.windows, progress=progress)
 
     def training_set(self, examples, settings, references="all", progress=None):
         """The same with labels."""
+        refuse_talks(examples)
         return WindowSet(
             examples, self.tokenizer, settings.windows, with_labels=True, references=references, progress=progress
         )
@@ -45,9 +54,7 @@ class SpanReading:
         windows = self.windows(examples, settings)
         first_windows = np.searchsorted(windows.example, np.arange(len(examples)))
         found = [QuestionSpans() for _ in examples]
-        remaining = np.bincount(windows.example, minlength=len(examples))
-        if progress is not None:
-            progress.update(int((remaining == 0).sum()))
+        count = QuestionCount(windows.example, len(examples), progress)
         n_best = settings.decode.n_best
         for batch in self._batches(windows, tokens_per_batch):
             candidates, nulls = self._score(windows, batch, adapter, settings.decode)
@@ -57,9 +64,7 @@ class SpanReading:
                     int(window - first_windows[example]), windows.offsets(window), windows.prefix(window),
                     [x[row] for x in candidates], nulls[row], n_best,
                 )
-            np.subtract.at(remaining, windows.example[batch], 1)
-            if progress is not None:
-                progress.update(int((remaining[np.unique(windows.example[batch])] == 0).sum()))
+            count.done(batch)
         for example, spans in zip(examples, found, strict=True):
             yield spans.prediction(example, n_best, offer_null)
 

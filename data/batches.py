@@ -40,6 +40,22 @@ def split_by_tokens(lengths, windows, max_tokens):
     return runs
 
 
+class QuestionCount:
+    """Tells a progress bar of questions as their last windows are done. example: (W,) question of each window."""
+
+    def __init__(self, example, questions, progress):
+        self.example, self.progress = example, progress
+        self.remaining = np.bincount(example, minlength=questions)
+        if progress is not None:
+            progress.update(int((self.remaining == 0).sum()))
+
+    def done(self, windows):
+        """These windows, each once, are done."""
+        np.subtract.at(self.remaining, self.example[windows], 1)
+        if self.progress is not None:
+            self.progress.update(int((self.remaining[np.unique(self.example[windows])] == 0).sum()))
+
+
 def to_tensors(batch, device):
     """A batch of numpy arrays as tensors on `device`; attention_mask becomes None where nothing is padded."""
     tensors = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.items()}

@@ -192,6 +192,8 @@ class WindowSet:
     references: label "all", or only the "first", which is all that the reference implementations look at.
     """
 
+    left_out = "no token touches their answer"
+
     def __init__(self, examples, tokenizer, settings, *, with_labels=False, references="all", progress=None):
         settings.check()
         assert references in REFERENCES

@@ -47,20 +47,22 @@ def span_loss(start_logits, end_logits, answer_mask, label):
     return loss
 
 
-def answer_loss(logits, labels):
-    """Sum of CE over the tokens to be said. logits: (B, T, V) fp32. labels: (B, T) int64, IGNORED elsewhere."""
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+def answer_loss(logits, labels, share):
+    """Sum of share · CE over the tokens to be said. logits: (n, V) fp32. labels: (n,) int64. share: (n,) fp32."""
+    return (F.cross_entropy(logits, labels, reduction="none") * share).sum()
 
 
 def batch_loss(model, batch, device, precision):
     """The summed loss of a batch, of spans or of answers to be said, as its labels are."""
     with autocast(device, precision):
         if "labels" in batch:
-            logits = model(batch["input_ids"], batch["attention_mask"])
+            said = batch["labels"] != IGNORED  # (B, T); the output layer, of a whole vocabulary, is needed there alone
+            logits = model(batch["input_ids"], batch["attention_mask"], where=said)
         else:
             start, end = model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
     if "labels" in batch:
-        return answer_loss(logits, batch["labels"])
+        share = batch["share"][:, None].expand_as(said)[said]
+        return answer_loss(logits, batch["labels"][said], share)
     return span_loss(start, end, batch["answer_mask"], batch["label"])
 
 
