@@ -124,13 +124,14 @@ class Reader:
     @classmethod
     def load(
         cls, folder, *, settings=None, device="auto", precision="auto", dropout=None, attention_dropout=None,
-        quant="stored",
+        quant="stored", frozen=False,
     ):
         """Open a model folder: config.json, model.safetensors, tokenizer, and reader.json where there is one.
 
         For the folder of an adapter the base that it names is opened first. settings: used instead of the folder's.
         quant: one of QUANTS to hold the encoder in 4 bits, "int8" to multiply in 8, None in full, "stored" as the
-        settings say. Raises InputError with the reason when the folder cannot be used.
+        settings say. frozen: a decoder's weights will neither learn nor be saved, so what its file holds in 16 bits may
+        stay so where 16 bits are computed in. Raises InputError with the reason when the folder cannot be used.
         """
         folder = Path(folder)
         if is_adapter(folder) or is_fusion(folder):
@@ -139,7 +140,7 @@ class Reader:
             settings = settings or stored_settings(folder)
             reader = cls.load(
                 base, settings=settings, device=device, precision=precision, dropout=dropout,
-                attention_dropout=attention_dropout, quant=quant,
+                attention_dropout=attention_dropout, quant=quant, frozen=frozen,
             )
             reader.base = described.base, described.revision
             if fused:
@@ -165,7 +166,10 @@ class Reader:
         if quant == "int8" and device.type != "cpu":
             raise InputError(f"--quant int8 is for CPUs, and the device is {device}")
         four_bit = FourBit.named(quant, precision) if quant in QUANTS else None
-        model, report = load_model(folder, dropout=dropout, attention_dropout=attention_dropout, four_bit=four_bit)
+        keep = frozen and precision != "fp32" and not isinstance(config, BertConfig)
+        model, report = load_model(
+            folder, dropout=dropout, attention_dropout=attention_dropout, four_bit=four_bit, keep_16_bits=keep
+        )
         if quant == "int8":
             multiply_in_int8(model)
         return cls(

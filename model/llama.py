@@ -262,7 +262,7 @@ class LlamaModel(nn.Module):
             positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, seen:]  # (B, T)
         angles = positions[..., None].float() * frequencies(self.config).to(input_ids.device)  # (B, T, K / 2)
         angles = torch.cat([angles, angles], -1)[:, None]  # (B, 1, T, K)
-        x = self.embed_tokens(input_ids)  # (B, T, D)
+        x = self.embed_tokens(input_ids).to(self.norm.weight.dtype)  # (B, T, D); sums stay fp32 where norms are
         rotation = angles.cos(), angles.sin()
         mask = self.look_back(attention_mask, seen, T, input_ids.device)
         for layer in self.layers:

@@ -39,7 +39,7 @@ def open_reader(options):
             raise InputError("--adapter: these were trained over bases held in different ways; choose one with --quant")
         quant = found.pop() or "stored"
     folder = resolve_model(str(model_of_run(name)), revision=revision).folder
-    stored = Reader.load(folder, device=options.device, precision=options.precision, quant=quant)
+    stored = Reader.load(folder, device=options.device, precision=options.precision, quant=quant, frozen=True)
     if adapters:
         load_adapters(stored, adapters, name)
     elif not stored.trained:

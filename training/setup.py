@@ -30,7 +30,7 @@ def build_reader(source, options, device, precision, may_lack_answer):
         refuse_other_quant(source.folder, options)
     reader = Reader.load(
         source.folder, settings=settings, device=str(device), precision=precision, dropout=options.dropout,
-        attention_dropout=options.attention_dropout,
+        attention_dropout=options.attention_dropout, frozen=options.tune in ("lora", "qlora", "fusion"),
     )
     for module in reader.model.modules():
         if hasattr(module, "gradient_checkpointing"):
