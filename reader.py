@@ -23,7 +23,7 @@ from model.precision import choose_device, choose_precision
 from model.source import resolve_model
 from model.weights import load_model, read_config, save_weights, stored_quant
 from settings import ReaderSettings, SpeakerSettings, default_settings, stored_settings
-from spans import SpanReading
+from spans import SpanReading, marks_of
 from speaker import SpokenAnswers
 
 
@@ -56,9 +56,12 @@ def open_tokenizer(folder, config):
 
 def settled(settings, config, tokenizer, tokenizer_config, folder):
     """The settings with what only the checkpoint can say, a decoder's chat format; InputError where they do not fit."""
+    bert = isinstance(config, BertConfig)
     if isinstance(settings, ReaderSettings):
+        if bert is not (settings.attention is None):
+            raise InputError(f"{folder}: these settings are of a {'LLaMA' if bert else 'BERT'} with a span head")
         return settings
-    if isinstance(config, BertConfig):
+    if bert:
         raise InputError(f"{folder}: a BERT has no words to answer with; these settings are a decoder's")
     try:
         chat = choose_format(tokenizer.get_vocab(), tokenizer_config.get("chat_template"), settings.chat)
@@ -83,8 +86,11 @@ class Reader:
         self.tokenizer, self.tokenizer_config = tokenizer, tokenizer_config  # the latter None: as a BERT's is written
         self.device, self.precision, self.report, self.base = device, precision, report, base
         self.all_settings = {}
-        way = SpokenAnswers if isinstance(settings, SpeakerSettings) else SpanReading
-        self.way = way(self.model, tokenizer, device, precision)
+        if isinstance(settings, SpeakerSettings):
+            self.way = SpokenAnswers(self.model, tokenizer, device, precision)
+        else:
+            marks = None if tokenizer_config is None else marks_of(tokenizer, tokenizer_config)
+            self.way = SpanReading(self.model, tokenizer, device, precision, marks)
         self.all_settings = {None: self.checked(settings)}  # adapter -> settings; None: the bare base
         self.notices = []
 
@@ -119,6 +125,8 @@ class Reader:
             )
         if self.all_settings and type(settings) is not type(self.all_settings[None]):
             raise InputError("a span head and spoken answers do not go together on one model; open them one by one")
+        if self.all_settings and getattr(settings, "attention", None) != getattr(self.all_settings[None], "attention", None):
+            raise InputError("a model attends causally or both ways, not as each adapter likes; open them one by one")
         return settings
 
     @classmethod
@@ -168,7 +176,8 @@ class Reader:
         four_bit = FourBit.named(quant, precision) if quant in QUANTS else None
         keep = frozen and precision != "fp32" and not isinstance(config, BertConfig)
         model, report = load_model(
-            folder, dropout=dropout, attention_dropout=attention_dropout, four_bit=four_bit, keep_16_bits=keep
+            folder, dropout=dropout, attention_dropout=attention_dropout, four_bit=four_bit, keep_16_bits=keep,
+            attention=getattr(settings, "attention", None),
         )
         if quant == "int8":
             multiply_in_int8(model)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from common.choices import DECODINGS, QUANTS
+from common.choices import ATTENTIONS, DECODINGS, QUANTS
 from common.errors import InputError
 from common.files import read_json
 from data.chat import FORMATS
@@ -26,7 +26,8 @@ class ReaderSettings:
     """Of a model with a span head.
 
     null_threshold: "no answer" is said when null_odds exceed it; None for a reader that always answers.
-    quant: how the weights were held in training, one of model.quant.QUANTS; None: in full.
+    quant: how the weights were held in training, one of model.quant.QUANTS; None: in full. attention: of a LLaMA with
+    a span head, one of ATTENTIONS; None for a BERT.
     """
 
     file: ClassVar[str] = "reader.json"
@@ -34,6 +35,7 @@ class ReaderSettings:
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     null_threshold: float | None = None
     quant: str | None = None
+    attention: str | None = None
 
     @property
     def length(self):
@@ -56,10 +58,12 @@ class ReaderSettings:
         with refusals(path, "reader"):
             settings = cls(
                 WindowSettings(**values["windows"]), DecodeSettings(**values["decode"]), values["null_threshold"],
-                values.get("quant"),
+                values.get("quant"), values.get("attention"),
             )
             settings.windows.check()
         check_common(settings, path)
+        if settings.attention is not None and settings.attention not in ATTENTIONS:
+            raise InputError(f"{path}: attention: expected one of {', '.join(ATTENTIONS)}, found {settings.attention!r}")
         decode = settings.decode
         for name in ("n_best", "max_answer_tokens"):
             value = getattr(decode, name)

@@ -11,12 +11,28 @@ import torch
 from common.errors import InputError
 from data.batches import QuestionCount, split_by_tokens, to_tensors
 from data.decode import QuestionSpans, best_spans
-from data.windows import WindowSet
+from data.windows import Marks, WindowSet
 from model.lora import switch_of
 from model.precision import autocast
 
 CHUNK_QUESTIONS = 2048  # asked together: enough to sort lengths, few enough to keep memory flat
 TOKENS_PER_BATCH = 6144
+
+
+def marks_of(tokenizer, tokenizer_config):
+    """The Marks of a decoder, question first: begin, question, end, slice, end. "No answer" is the last token's.
+
+    InputError when the tokenizer names no tokens of begin and end.
+    """
+    ids = []
+    for key in ("bos_token", "eos_token"):
+        token = tokenizer_config.get(key)
+        token = token.get("content") if isinstance(token, dict) else token
+        number = tokenizer.token_to_id(token) if isinstance(token, str) else None
+        if number is None:
+            raise InputError(f"tokenizer_config.json: {key}: a span head needs one that the vocabulary holds")
+        ids.append(number)
+    return Marks(*ids, pad=0, null_last=True)
 
 
 def refuse_talks(examples):
@@ -28,19 +44,22 @@ def refuse_talks(examples):
 class SpanReading:
     """The way of a model whose head gives each token a logit of being an answer's start, and of its end."""
 
-    def __init__(self, model, tokenizer, device, precision):
+    def __init__(self, model, tokenizer, device, precision, marks=None):
+        """marks: of a decoder, what stands in place of BERT's special tokens; see `marks_of`."""
         self.model, self.tokenizer, self.device, self.precision = model, tokenizer, device, precision
+        self.marks = marks
 
     def windows(self, examples, settings, progress=None):
         """What a model reads of some examples, as a WindowSet."""
         refuse_talks(examples)
-        return WindowSet(examples, self.tokenizer, settings.windows, progress=progress)
+        return WindowSet(examples, self.tokenizer, settings.windows, marks=self.marks, progress=progress)
 
     def training_set(self, examples, settings, references="all", progress=None):
         """The same with labels."""
         refuse_talks(examples)
         return WindowSet(
-            examples, self.tokenizer, settings.windows, with_labels=True, references=references, progress=progress
+            examples, self.tokenizer, settings.windows, with_labels=True, references=references, marks=self.marks,
+            progress=progress,
         )
 
     def predict(self, examples, settings, *, adapter, offer_null, progress, tokens_per_batch):
@@ -85,4 +104,5 @@ class SpanReading:
         with autocast(self.device, self.precision), switch.using(adapter) if switch else nullcontext():
             start, end = self.model(tensors["input_ids"], tensors["token_type_ids"], tensors["attention_mask"])
         candidates = best_spans(start, end, tensors["answer_mask"], decode)
-        return candidates, torch.stack([start[:, 0], end[:, 0]], 1).cpu().numpy()
+        null = tensors["null"][:, None]
+        return candidates, torch.cat([start.gather(1, null), end.gather(1, null)], 1).cpu().numpy()

@@ -247,6 +247,7 @@ class LlamaModel(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(LlamaLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.causal = True  # tokens look back only; False: both ways, without a cache
         self.gradient_checkpointing = False  # keep only each block's input, compute the rest again
 
     def forward(self, input_ids, attention_mask=None, cache=None):
@@ -278,9 +279,12 @@ class LlamaModel(nn.Module):
         None where the kernels' own causal mask says the same. A padding token looks at itself, so that no row of
         the softmax is empty.
         """
-        if attention_mask is None and (seen == 0 or T == 1):
+        if self.causal and attention_mask is None and (seen == 0 or T == 1):
             return None
         S = seen + T
+        if not self.causal:
+            every = torch.ones(1, 1, T, S, dtype=torch.bool, device=device)
+            return every if attention_mask is None else every & attention_mask[:, None, None, :]
         before = torch.arange(S, device=device) <= torch.arange(seen, S, device=device)[:, None]  # (T, S)
         if attention_mask is None:
             return before[None, None]

@@ -10,7 +10,7 @@ from data.windows import WindowSettings
 from model.llama import LlamaConfig
 from model.weights import read_config
 from reader import base_folder, open_tokenizer, settled
-from settings import ReaderSettings, SpeakerSettings
+from settings import ReaderSettings, SpeakerSettings, stored_settings
 from speaker import SpokenAnswers
 from training.run import asked
 
@@ -20,7 +20,15 @@ FOR_SPANS = ("window_step", "length_penalty")
 
 def settings_for(source, options, null_threshold):
     """The settings of the model of a ModelSource; InputError for options that are the other kind's."""
-    decoder = isinstance(read_config(base_folder(source.folder)), LlamaConfig)
+    llama = isinstance(read_config(base_folder(source.folder)), LlamaConfig)
+    stored = stored_settings(source.folder)
+    head = options.head or ("span" if not llama or isinstance(stored, ReaderSettings) else "answer")
+    if head == "answer" and not llama:
+        raise InputError(f"--head answer: {options.model} is a BERT, which finds spans and says nothing")
+    decoder = head == "answer"
+    if options.attention is not None and (decoder or not llama):
+        raise InputError("--attention is for a LLaMA with --head span")
+    attention = options.attention or getattr(stored, "attention", None) or "causal"
     for names, wrong, owner in ((FOR_DECODERS, not decoder, "a decoder"), (FOR_SPANS, decoder, "a span head")):
         for name in names:
             if wrong and asked(options, name):
@@ -30,7 +38,7 @@ def settings_for(source, options, null_threshold):
         return ReaderSettings(
             WindowSettings(options.window_length, options.window_overlap, options.window_step),
             DecodeSettings(options.n_best, options.max_answer_tokens, options.length_penalty),
-            null_threshold, options.quant,
+            null_threshold, options.quant, attention if llama else None,
         )
     prompts = prompt_settings(PromptSettings(), options)
     return SpeakerSettings(

@@ -6,7 +6,7 @@ import torch
 
 from common.errors import InputError
 
-NO_DECAY = ("bias", "LayerNorm.weight", "layernorm.weight", "model.norm.weight", "lora_magnitude_vector")
+NO_DECAY = ("bias", "LayerNorm.weight", "layernorm.weight", ".norm.weight", "lora_magnitude_vector")
 
 
 def make_optimizer(model, weight_decay, lora_plus_ratio=1.0, kind="adamw"):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common.choices import CHAT_FORMATS, METHODS, OPTIMIZERS, PRECISIONS, QUANTS
+from common.choices import ATTENTIONS, CHAT_FORMATS, METHODS, OPTIMIZERS, PRECISIONS, QUANTS
 from common.options import Option
 
 DATASETS = ("squad", "squad_v2", "persianqa", "sample")
@@ -30,6 +30,10 @@ TRAIN_OPTIONS = (
     Option("tune", str, "full", "What learns: everything, the head alone, biases and head, LoRA adapter and head "
            "(qlora: with --quant nf4 and --checkpointing), virtual tokens and head, or a fusion of --adapter and head.",
            MODEL, choices=METHODS),
+    Option("head", str, None, "How a LLaMA answers: by what it says (answer), or with a span head as a BERT does; unset: "
+           "as it did, else answer.", MODEL, choices=("answer", "span")),
+    Option("attention", str, None, "Of a LLaMA with --head span: its own mask, or both ways; unset: as it was, else "
+           "causal.", MODEL, choices=ATTENTIONS),
     Option("quant", str, None, "Hold the frozen encoder in 4 bits, single without double quantisation.", MODEL,
            choices=QUANTS),
     Option("lora_rank", int, 8, "Rank of LoRA's updates.", LORA, minimum=1, maximum=4096),
