@@ -79,7 +79,7 @@ def answer_once(options):
     reader = load(options)
     threshold = reader.settings.null_threshold
     if question_is_cut(reader, options.question):
-        note(f"note: the question was cut to {reader.settings.windows.question_limit} tokens")
+        note(f"note: the question was cut to {reader.settings.question_limit} tokens")
     prediction, seconds = ask(reader, options.question, context, options.tokens_per_batch)
     if options.json:
         print(to_json(describe(prediction, threshold, seconds, options.top_k or TOP_K_JSON)))
@@ -98,10 +98,13 @@ def open_prompt(options):
 
     context = read_context(options)
     reader = load(options)
+    history = []
 
     def answer(question, text):
+        if options.chat:
+            return converse_on(reader, question, history)
         if question_is_cut(reader, question):
-            note(f"note: the question was cut to {reader.settings.windows.question_limit} tokens")
+            note(f"note: the question was cut to {reader.settings.question_limit} tokens")
         return ask(reader, question, text, options.tokens_per_batch)
 
     def write(line):
@@ -109,7 +112,7 @@ def open_prompt(options):
 
     lines = Lines(cache_folder(os.environ) / "history", note)
     if lines.is_terminal:
-        write("Type or paste a text, or /file PATH; then ask. /help shows more.")
+        write("Ask." if options.chat else "Type or paste a text, or /file PATH; then ask. /help shows more.")
     style = style_for(sys.stdout, os.environ)
 
     def choose(adapter):
@@ -121,10 +124,25 @@ def open_prompt(options):
     adapters = [name for name in reader.all_settings if name is not None] if options.adapter else ()
     threshold = reader.settings.null_threshold
     session = Session(answer, threshold, write, style, context, adapters, choose)
+    if options.chat:
+        session.context = ""  # every line is a question
     try:
         return converse(session, lines, write)
     finally:
         lines.close()
+
+
+def converse_on(reader, question, history):
+    """(Prediction, seconds) of a decoder without a text; question and answer join `history`, a list of turns."""
+    import time
+
+    from data.examples import Example
+
+    began = time.perf_counter()
+    (prediction,) = reader.predict([Example("question", question, None, None, "question", "", tuple(history))])
+    if prediction.spans:
+        history += [("user", question), ("assistant", prediction.spans[0].text)]
+    return prediction, time.perf_counter() - began
 
 
 def predict(options):
@@ -152,10 +170,12 @@ def predict(options):
             reader, examples, policy, tokens_per_batch=options.tokens_per_batch, progress=bar
         )
     if metrics["cut_questions"]:
-        limit = reader.settings.windows.question_limit
+        limit = reader.settings.question_limit
         cut = metrics["cut_questions"]
         are, were = ("is", "was") if cut == 1 else ("are", "were")
         note(f"note: {counted(cut, 'question')} {are} longer than {limit} tokens and {were} cut")
+    if "not_in_text" in metrics:
+        note(f"note: {metrics['not_in_text']} of {counted(len(examples), 'answer')} stand nowhere in their text")
     for sentence in without_span(examples, predictions):
         note(f"note: {sentence}")
     add_latency(metrics, reader, examples)

@@ -79,6 +79,8 @@ def merge(options):
         reader = built(folder, chosen, quant, options)
         write_folder(options.out, reader.save)
         print(f"merged onto the {chosen} weights; ask it: python infer.py --model {options.out}")
+        if (options.out / "Modelfile").is_file():
+            print(f"for Ollama: ollama create NAME -f {options.out / 'Modelfile'}")
     return 0
 
 

@@ -4,24 +4,70 @@ Training's evaluation, the prompt, a file of questions: all of them ask this cla
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from common.errors import InputError
-from common.files import write_json
+from common.files import write_atomic, write_json
+from data.chat import FORMATS, choose_format, modelfile
 from data.examples import Example
-from data.tokenizer import load_tokenizer, save_tokenizer
+from data.tokenizer import SPECIAL_TOKENS, load_tokenizer, save_tokenizer, tokenizer_settings
 from model.adapters import is_adapter, load_adapter, read_adapter, read_base, save_adapter
 from model.bert import BertConfig
 from model.fusion import is_fusion, load_fusion, read_fusion, save_fusion
 from model.combining import combine
 from model.lora import adapter_names, remove_adapter, set_adapter, switch_of
-from model.quant import QUANTS, FourBit, multiply_in_int8
-from model.prompts import PromptedBert, is_prompt, load_prompt, room, save_prompt
+from model.quant import QUANTS, FourBit, FourBitLinear, multiply_in_int8
+from model.prompts import has_prompt, is_prompt, load_prompt, room, save_prompt
 from model.precision import choose_device, choose_precision
 from model.source import resolve_model
 from model.weights import load_model, read_config, save_weights, stored_quant
-from settings import SETTINGS_FILE, ReaderSettings, default_settings
-from spans import SpanReading
+from settings import ReaderSettings, SpeakerSettings, default_settings, stored_settings
+from spans import SpanReading, marks_of
+from speaker import SpokenAnswers
+
+
+def described_base(folder):
+    """(Base, folder of the base) of an adapter's or a fusion's folder; InputError when it names none."""
+    if is_fusion(folder):
+        described = read_fusion(folder)[0]
+    else:
+        described = read_base(folder) if is_prompt(folder) else read_adapter(folder)
+    if described.base is None:
+        raise InputError(f"{folder}: this adapter does not name its base; name it with --model")
+    revision = described.revision if described.base != "minilm" else None  # a package's or the hub's: equal
+    base = resolve_model(described.base, revision=revision).folder
+    if is_adapter(base) or is_fusion(base):
+        raise InputError(f"{folder}: names {base} as its base, which is an adapter itself")
+    return described, base
+
+
+def base_folder(folder):
+    """The folder with the weights and the config.json: that of an adapter's base, or the folder itself."""
+    return described_base(folder)[1] if is_adapter(folder) or is_fusion(folder) else Path(folder)
+
+
+def open_tokenizer(folder, config):
+    """(tokenizer, contents of tokenizer_config.json or None for a BERT) of a folder with this config."""
+    if isinstance(config, BertConfig):
+        return load_tokenizer(folder, config.vocab_size, SPECIAL_TOKENS), None
+    return load_tokenizer(folder, config.vocab_size, ()), tokenizer_settings(folder)
+
+
+def settled(settings, config, tokenizer, tokenizer_config, folder):
+    """The settings with what only the checkpoint can say, a decoder's chat format; InputError where they do not fit."""
+    bert = isinstance(config, BertConfig)
+    if isinstance(settings, ReaderSettings):
+        if bert is not (settings.attention is None):
+            raise InputError(f"{folder}: these settings are of a {'LLaMA' if bert else 'BERT'} with a span head")
+        return settings
+    if bert:
+        raise InputError(f"{folder}: a BERT has no words to answer with; these settings are a decoder's")
+    try:
+        chat = choose_format(tokenizer.get_vocab(), tokenizer_config.get("chat_template"), settings.chat)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
+    return replace(settings, chat=chat.name)
 
 ACTIVE = object()  # stands for the adapter that is active when a prediction begins
 
@@ -29,23 +75,31 @@ ACTIVE = object()  # stands for the adapter that is active when a prediction beg
 class Reader:
     """Answers questions. Attributes: model, tokenizer, settings, device, precision, report (LoadReport).
 
+    way: how it answers, SpanReading or SpokenAnswers, as its settings are ReaderSettings or SpeakerSettings.
     base: (name, revision) of the model that adapters saved from here belong to. Each adapter has settings of its
     own, and `settings` are those of the active one. notices: sentences on what was odd about adapters' files.
     Threads may share a Reader: a prediction keeps the adapter and the settings that it began with.
     """
 
-    def __init__(self, model, tokenizer, settings, *, device, precision, report=None, base=(None, None)):
+    def __init__(
+        self, model, tokenizer, settings, *, device, precision, report=None, base=(None, None), tokenizer_config=None
+    ):
         self.model = model.to(device)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.tokenizer_config = tokenizer, tokenizer_config  # the latter None: as a BERT's is written
         self.device, self.precision, self.report, self.base = device, precision, report, base
-        self.way = SpanReading(self.model, tokenizer, device, precision)
-        self.all_settings = {None: self.checked(settings)}  # adapter -> ReaderSettings; None: the bare base
+        self.all_settings = {}
+        if isinstance(settings, SpeakerSettings):
+            self.way = SpokenAnswers(self.model, tokenizer, device, precision)
+        else:
+            marks = None if tokenizer_config is None else marks_of(tokenizer, tokenizer_config)
+            self.way = SpanReading(self.model, tokenizer, device, precision, marks)
+        self.all_settings = {None: self.checked(settings)}  # adapter -> settings; None: the bare base
         self.notices = []
 
     @property
     def trained(self):
         """Whether the span head that is in use was ever trained; an adapter brings its own."""
-        return not self.report.head_is_new or self.adapter is not None or isinstance(self.model.bert, PromptedBert)
+        return not self.report.head_is_new or self.adapter is not None or has_prompt(self.model)
 
     @property
     def adapter(self):
@@ -55,7 +109,7 @@ class Reader:
 
     @property
     def settings(self):
-        """The ReaderSettings in force, those of the active adapter."""
+        """The settings in force, those of the active adapter."""
         return self.all_settings[self.adapter]
 
     @settings.setter
@@ -65,60 +119,54 @@ class Reader:
     def checked(self, settings):
         """`settings`, when the model has positions enough for their windows; InputError otherwise."""
         known = room(self.model)
-        if settings.windows.check().length > known:
+        (settings.windows if isinstance(settings, ReaderSettings) else settings.prompts).check()
+        if settings.length > known:
             raise InputError(
-                f"windows of {settings.windows.length} tokens are longer than this model's {known} positions; "
+                f"windows of {settings.length} tokens are longer than this model's {known} positions; "
                 "choose a shorter window"
             )
+        if self.all_settings and type(settings) is not type(self.all_settings[None]):
+            raise InputError("a span head and spoken answers do not go together on one model; open them one by one")
+        if self.all_settings and getattr(settings, "attention", None) != getattr(self.all_settings[None], "attention", None):
+            raise InputError("a model attends causally or both ways, not as each adapter likes; open them one by one")
         return settings
 
     @classmethod
     def load(
         cls, folder, *, settings=None, device="auto", precision="auto", dropout=None, attention_dropout=None,
-        quant="stored",
+        quant="stored", frozen=False,
     ):
         """Open a model folder: config.json, model.safetensors, tokenizer, and reader.json where there is one.
 
         For the folder of an adapter the base that it names is opened first. settings: used instead of the folder's.
         quant: one of QUANTS to hold the encoder in 4 bits, "int8" to multiply in 8, None in full, "stored" as the
-        settings say. Raises InputError with the reason when the folder cannot be used.
+        settings say. frozen: a decoder's weights will neither learn nor be saved, so what its file holds in 16 bits may
+        stay so where 16 bits are computed in. Raises InputError with the reason when the folder cannot be used.
         """
         folder = Path(folder)
         if is_adapter(folder) or is_fusion(folder):
             fused = is_fusion(folder)
-            prompted = not fused and is_prompt(folder)
-            described = read_fusion(folder)[0] if fused else read_base(folder) if prompted else read_adapter(folder)
-            if described.base is None:
-                raise InputError(f"{folder}: this adapter does not name its base; name it with --model")
-            revision = described.revision if described.base != "minilm" else None  # a package's or the hub's: equal
-            base = resolve_model(described.base, revision=revision).folder
-            if is_adapter(base) or is_fusion(base):
-                raise InputError(f"{folder}: names {base} as its base, which is an adapter itself")
-            stored = folder / SETTINGS_FILE
-            if settings is None and stored.is_file():
-                settings = ReaderSettings.from_file(stored)
+            described, base = described_base(folder)
+            settings = settings or stored_settings(folder)
             reader = cls.load(
                 base, settings=settings, device=device, precision=precision, dropout=dropout,
-                attention_dropout=attention_dropout, quant=quant,
+                attention_dropout=attention_dropout, quant=quant, frozen=frozen,
             )
             reader.base = described.base, described.revision
             if fused:
                 load_fusion(reader.model, folder, "fusion", reader.report.fingerprint)
                 reader.all_settings |= dict.fromkeys(adapter_names(reader.model), reader.all_settings[None])
-            elif prompted:
+            elif is_prompt(folder):
                 load_prompt(reader.model, folder, reader.report.fingerprint)
                 reader.model.to(reader.device)
                 reader.settings = reader.settings  # checked again: virtual tokens take positions
             else:
-                reader.load_adapter(folder, "default", settings=settings)
+                reader.load_adapter(folder, "default", settings=reader.all_settings[None])
             return reader
         config = read_config(folder)
-        if not isinstance(config, BertConfig):
-            raise InputError(f"{folder}: model_type is 'llama', and only 'bert' can read for now")
-        if settings is None:
-            path = folder / SETTINGS_FILE
-            settings = ReaderSettings.from_file(path) if path.is_file() else default_settings(config)
-        tokenizer = load_tokenizer(folder, config.vocab_size)
+        settings = settings or stored_settings(folder) or default_settings(config)
+        tokenizer, tokenizer_config = open_tokenizer(folder, config)
+        settings = settled(settings, config, tokenizer, tokenizer_config, folder)
         device = choose_device(device)
         precision = choose_precision(precision, device)
         stored = stored_quant(folder, precision)
@@ -128,21 +176,25 @@ class Reader:
         if quant == "int8" and device.type != "cpu":
             raise InputError(f"--quant int8 is for CPUs, and the device is {device}")
         four_bit = FourBit.named(quant, precision) if quant in QUANTS else None
-        model, report = load_model(folder, dropout=dropout, attention_dropout=attention_dropout, four_bit=four_bit)
+        keep = frozen and precision != "fp32" and not isinstance(config, BertConfig)
+        model, report = load_model(
+            folder, dropout=dropout, attention_dropout=attention_dropout, four_bit=four_bit, keep_16_bits=keep,
+            attention=getattr(settings, "attention", None),
+        )
         if quant == "int8":
             multiply_in_int8(model)
-        return cls(model, tokenizer, settings, device=device, precision=precision, report=report)
+        return cls(
+            model, tokenizer, settings, device=device, precision=precision, report=report,
+            tokenizer_config=tokenizer_config,
+        )
 
     def load_adapter(self, folder, name, *, settings=None):
         """Put an adapter beside those there are and switch it on; what was odd about its files goes to `notices`.
 
-        settings: used instead of its folder's reader.json; without either, the bare base's. Raises InputError for an
+        settings: used instead of those in its folder; without either, the bare base's. Raises InputError for an
         adapter of another base, without a head where the base has none that was trained, or of an unusable name.
         """
-        path = Path(folder) / SETTINGS_FILE
-        if settings is None:
-            settings = ReaderSettings.from_file(path) if path.is_file() else self.all_settings[None]
-        self.checked(settings)
+        settings = self.checked(settings or stored_settings(folder) or self.all_settings[None])
         described = load_adapter(self.model, folder, name, self.report.fingerprint, activate=False)
         if not described.with_head and self.report.head_is_new:
             remove_adapter(self.model, name)
@@ -168,13 +220,16 @@ class Reader:
             base, revision = self.base
             save = save_fusion if self.adapter in getattr(self.model, "fusions", {}) else save_adapter
             save(self.model, self.adapter, folder, base=base, revision=revision, fingerprint=self.report.fingerprint)
-        elif isinstance(self.model.bert, PromptedBert):
+        elif has_prompt(self.model):
             base, revision = self.base
             save_prompt(self.model, folder, base=base, revision=revision, fingerprint=self.report.fingerprint)
         else:
             save_weights(self.model, folder)
-            save_tokenizer(self.tokenizer, folder)
-        write_json(folder / SETTINGS_FILE, self.settings.to_dict())
+            save_tokenizer(self.tokenizer, folder, self.tokenizer_config)
+            settings = self.settings
+            if isinstance(settings, SpeakerSettings) and not any(isinstance(m, FourBitLinear) for m in self.model.modules()):
+                write_atomic(folder / "Modelfile", modelfile(FORMATS[settings.chat], settings.prompts))
+        write_json(folder / self.settings.file, self.settings.to_dict())
 
     def predict(self, examples, *, adapter=ACTIVE, offer_null=None, progress=None, tokens_per_batch=None):
         """Give the Prediction of each example, in order, one after the other as they are asked for.
@@ -213,7 +268,7 @@ class Reader:
         return adapter, settings, settings.null_threshold is not None if offer_null is None else offer_null
 
     def windows(self, examples):
-        """What the model reads of some examples: all windows, as a WindowSet."""
+        """What the model reads of some examples: all windows, as a WindowSet, or a decoder's prompts."""
         return self.way.windows(examples, self.settings)
 
     def training_set(self, examples, references="all", progress=None):
@@ -221,7 +276,7 @@ class Reader:
         return self.way.training_set(examples, self.settings, references, progress)
 
     def ask(self, question, context):
-        """The Prediction for one question about one text, and the seconds it took."""
+        """The Prediction for one question about one text (None: about none), and the seconds it took."""
         began = time.perf_counter()
         example = Example("question", question, context, None, "question")
         prediction = next(iter(self.predict([example])))

@@ -8,13 +8,36 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
-from data.batches import split_by_tokens, to_tensors
+from common.errors import InputError
+from data.batches import QuestionCount, split_by_tokens, to_tensors
 from data.decode import QuestionSpans, best_spans
-from data.windows import WindowSet
+from data.windows import Marks, WindowSet
 from model.lora import switch_of
 from model.precision import autocast
 
 TOKENS_PER_BATCH = 6144
+
+
+def marks_of(tokenizer, tokenizer_config):
+    """The Marks of a decoder, question first: begin, question, end, slice, end. "No answer" is the last token's.
+
+    InputError when the tokenizer names no tokens of begin and end.
+    """
+    ids = []
+    for key in ("bos_token", "eos_token"):
+        token = tokenizer_config.get(key)
+        token = token.get("content") if isinstance(token, dict) else token
+        number = tokenizer.token_to_id(token) if isinstance(token, str) else None
+        if number is None:
+            raise InputError(f"tokenizer_config.json: {key}: a span head needs one that the vocabulary holds")
+        ids.append(number)
+    return Marks(*ids, pad=0, null_last=True)
+
+
+def refuse_talks(examples):
+    """InputError for questions that are not about texts: there is no span to find."""
+    if examples and examples[0].context is None:
+        raise InputError(f"{examples[0].where}: a question without a text, which only a decoder answers (a LLaMA)")
 
 
 class SpanReading:
@@ -22,17 +45,22 @@ class SpanReading:
 
     chunk_questions = 2048  # asked together: enough to sort lengths, few enough to keep memory flat
 
-    def __init__(self, model, tokenizer, device, precision):
+    def __init__(self, model, tokenizer, device, precision, marks=None):
+        """marks: of a decoder, what stands in place of BERT's special tokens; see `marks_of`."""
         self.model, self.tokenizer, self.device, self.precision = model, tokenizer, device, precision
+        self.marks = marks
 
     def windows(self, examples, settings, progress=None):
         """What a model reads of some examples, as a WindowSet."""
-        return WindowSet(examples, self.tokenizer, settings.windows, progress=progress)
+        refuse_talks(examples)
+        return WindowSet(examples, self.tokenizer, settings.windows, marks=self.marks, progress=progress)
 
     def training_set(self, examples, settings, references="all", progress=None):
         """The same with labels."""
+        refuse_talks(examples)
         return WindowSet(
-            examples, self.tokenizer, settings.windows, with_labels=True, references=references, progress=progress
+            examples, self.tokenizer, settings.windows, with_labels=True, references=references, marks=self.marks,
+            progress=progress,
         )
 
     def steps(self, examples, settings, *, adapter, offer_null, tokens_per_batch):
@@ -40,8 +68,8 @@ class SpanReading:
         windows = self.windows(examples, settings)
         first_windows = np.searchsorted(windows.example, np.arange(len(examples)))
         found = [QuestionSpans() for _ in examples]
-        remaining = np.bincount(windows.example, minlength=len(examples))
-        yield int((remaining == 0).sum())
+        count = QuestionCount(windows.example, len(examples))
+        yield count.finished
         n_best = settings.decode.n_best
         for batch in self.batches(windows, tokens_per_batch or TOKENS_PER_BATCH):
             candidates, nulls = self.score(windows, batch, adapter, settings.decode)
@@ -51,8 +79,7 @@ class SpanReading:
                     int(window - first_windows[example]), windows.offsets(window), windows.prefix(window),
                     [x[row] for x in candidates], nulls[row], n_best,
                 )
-            np.subtract.at(remaining, windows.example[batch], 1)
-            yield int((remaining[np.unique(windows.example[batch])] == 0).sum())
+            yield count.done(batch)
         return [spans.prediction(example, n_best, offer_null) for example, spans in zip(examples, found, strict=True)]
 
     def batches(self, windows, tokens_per_batch):
@@ -72,4 +99,5 @@ class SpanReading:
         with autocast(self.device, self.precision), switch.using(adapter) if switch else nullcontext():
             start, end = self.model(tensors["input_ids"], tensors["token_type_ids"], tensors["attention_mask"])
         candidates = best_spans(start, end, tensors["answer_mask"], decode)
-        return candidates, torch.stack([start[:, 0], end[:, 0]], 1).cpu().numpy()
+        null = tensors["null"][:, None]
+        return candidates, torch.cat([start.gather(1, null), end.gather(1, null)], 1).cpu().numpy()

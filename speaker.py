@@ -1,34 +1,25 @@
-"""A decoder that answers questions about texts: prompts in, exact spans or "no answer" out.
+"""Answering with a decoder: prompts in, runs of the text's tokens out, or whatever it says when nothing binds it.
 
-The counterpart of reader.py; both give the same Predictions, so that scoring and showing them know no difference. Of
-each window the model says the likeliest run of the text's tokens (or freely, for comparison), and how likely it would
-say the no-answer phrase instead; windows compete by the probability of what was said.
+One of a Reader's two ways to answer; the other is spans.py. Of each window the model says the likeliest run of the
+text's tokens, and how likely it would say the no-answer phrase instead; windows compete by the probability of what
+was said. A slice of a text that several questions are about is read once, and continued by each of them.
 """
 
-import time
-from dataclasses import dataclass
+from contextlib import ExitStack
 
 import numpy as np
 import torch
 
-from data.batches import split_by_tokens
-from data.decode import QuestionSpans
-from data.examples import Example
-from data.prompts import PromptSet
+from data.batches import QuestionCount, split_by_tokens
+from data.chat import FORMATS
+from data.decode import Prediction, QuestionSpans, Span
+from data.prompts import PromptSet, TalkSet
 from model.generate import Prefix, SpanConstraint, go_on, sequence_log_probability
+from model.lora import switch_of
 from model.precision import autocast
 
-CHUNK_QUESTIONS = 256
 TOKENS_PER_BATCH = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class FreeAnswer:
-    """What a decoder says when nothing binds it: text, its log-probability, and whether the context holds it."""
-
-    text: str
-    log_probability: float
-    in_context: bool
+PAD = 0  # stands where the attention mask is False
 
 
 def trimmed(context, start, end):
@@ -38,83 +29,146 @@ def trimmed(context, start, end):
     return (start, end) if start < end else None
 
 
-class Speaker:
-    """Answers questions with a decoder. chat: a ChatFormat. settings: PromptSettings."""
+class SpokenAnswers:
+    """The way of a decoder that says its answers. Settings are SpeakerSettings with a chat format."""
 
-    def __init__(self, model, tokenizer, chat, settings, *, device, precision):
-        self.model = model.to(device)
-        self.tokenizer, self.chat, self.settings = tokenizer, chat, settings.check()
-        self.device, self.precision = device, precision
-        self.pad = 0  # stands where the attention mask is False
+    chunk_questions = 256  # asked together: enough to share texts and sort lengths
 
-    def predict(self, examples, *, offer_null=True, progress=None, tokens_per_batch=TOKENS_PER_BATCH):
-        """Yield the Prediction of each example, in order; spans are exact substrings of their contexts.
+    def __init__(self, model, tokenizer, device, precision):
+        self.model, self.tokenizer, self.device, self.precision = model, tokenizer, device, precision
 
-        A span's start_logit is the log-probability of the whole answer, its end_logit 0; the null's likewise of the
-        no-answer phrase, the least over the windows. progress: something with update(questions).
+    def windows(self, examples, settings, progress=None, **labels):
+        """What a model reads of some examples, as a PromptSet, or of questions without texts as a TalkSet."""
+        talk = bool(examples) and examples[0].context is None
+        return (TalkSet if talk else PromptSet)(
+            examples, self.tokenizer, FORMATS[settings.chat], settings.prompts, pad=PAD, progress=progress, **labels
+        )
+
+    def training_set(self, examples, settings, references="all", progress=None):
+        """The same with what is to be said after each."""
+        return self.windows(examples, settings, progress, with_labels=True, references=references)
+
+    def steps(self, examples, settings, *, adapter, offer_null, tokens_per_batch):
+        """A generator that answers, one batch a step; see Reader.steps.
+
+        Bound to the text, a span's start_logit is the log-probability of the whole answer and its end_logit 0; the
+        null's likewise of the no-answer phrase, the least over the windows. Unbound there is one span and no null: the
+        likeliest thing said that is not the phrase, placed where the text has it first, or nowhere (start -1).
         """
-        for first in range(0, len(examples), CHUNK_QUESTIONS):
-            chunk = examples[first : first + CHUNK_QUESTIONS]
-            prompts = PromptSet(chunk, self.tokenizer, self.chat, self.settings, pad=self.pad)
-            firsts = np.searchsorted(prompts.example, np.arange(len(chunk)))
-            found = [QuestionSpans() for _ in chunk]
-            for batch in self._batches(prompts, tokens_per_batch):
-                for prompt, (place, log_p, null) in zip(batch, self._speak(prompts, batch), strict=True):
-                    number = prompts.example[prompt]
-                    found[number].add_answer(int(prompt - firsts[number]), place, log_p, null)
-            for example, spans in zip(chunk, found, strict=True):
-                yield spans.prediction(example, 20, offer_null)
-            if progress is not None:
-                progress.update(len(chunk))
+        free = settings.decoding.way != "span" or bool(examples) and examples[0].context is None
+        generator = torch.Generator(self.device).manual_seed(settings.decoding.seed)
+        prompts = self.windows(examples, settings)
+        firsts = np.searchsorted(prompts.example, np.arange(len(examples)))
+        found = [Said() if free else QuestionSpans() for _ in examples]
+        count = QuestionCount(prompts.example, len(examples))
+        yield count.finished
+        for batch, shared in batches_of(prompts, tokens_per_batch or TOKENS_PER_BATCH):
+            with torch.inference_mode(), self.computing(adapter):
+                prefix = self.read(prompts, batch, shared)
+                if free:
+                    results = self.speak(prefix, prompts, batch, settings, generator)
+                else:
+                    results = self.speak_spans(prefix, prompts, batch)
+            for prompt, result in zip(batch, results, strict=True):
+                number = prompts.example[prompt]
+                found[number].add_answer(int(prompt - firsts[number]), *result)
+            yield count.done(batch)
+        n_best = settings.n_best
+        return [said.prediction(example, n_best, offer_null) for example, said in zip(examples, found, strict=True)]
 
-    def _batches(self, prompts, tokens_per_batch):
-        """Prompts of similar length together."""
-        if len(prompts) == 0:
-            return []
-        return split_by_tokens(prompts.length, np.argsort(prompts.length, kind="stable"), tokens_per_batch)
+    def computing(self, adapter):
+        """A context in which the model computes as it was loaded to, through one adapter."""
+        switch, contexts = switch_of(self.model), ExitStack()
+        contexts.enter_context(autocast(self.device, self.precision))
+        if switch is not None:
+            contexts.enter_context(switch.using(adapter))
+        return contexts
 
-    @torch.inference_mode()
-    def _speak(self, prompts, batch):
+    def read(self, prompts, batch, shared):
+        """The Prefix of some prompts, with room for the longest answer and the phrase. shared: all about one slice."""
+        room = prompts.settings.max_answer + 1
+        if isinstance(prompts, PromptSet):
+            room = max(room, len(prompts.layout.phrase) + 1)
+        if not shared:
+            return Prefix(self.model, [prompts.prompt_ids(prompt) for prompt in batch], room, PAD)
+        opening = Prefix(self.model, [prompts.opening_ids(batch[0])], 0, PAD)
+        return Prefix(self.model, [prompts.closing_ids(prompt) for prompt in batch], room, PAD, after=opening)
+
+    def speak_spans(self, prefix, prompts, batch):
         """For each prompt ((start, end) in the context or None, log-probability, log-probability of no answer)."""
-        layout, most = prompts.layout, self.settings.max_answer
-        with autocast(self.device, self.precision):
-            prefix = self._read(prompts, batch)
-            nulls = sequence_log_probability(prefix, [*layout.phrase, layout.stop]).tolist()
-            slices = [prompts.slice_ids(prompt).tolist() for prompt in batch]
-            rows = [row for row, ids in enumerate(slices) if ids]  # an empty text has nothing to say
-            constraints = [SpanConstraint(ids or [layout.stop], (), layout.stop) for ids in slices]
-            said = go_on(prefix, max_new=most, stop={layout.stop}, constraints=constraints)
+        layout = prompts.layout
+        nulls = sequence_log_probability(prefix, [*layout.phrase, layout.stop]).tolist()
+        slices = [prompts.slice_ids(prompt).tolist() for prompt in batch]
+        # an empty text has nothing to say but the end
+        constraints = [SpanConstraint(ids or [layout.stop], (), layout.stop) for ids in slices]
+        said = go_on(prefix, max_new=prompts.settings.max_answer, stop={layout.stop}, constraints=constraints)
         results = [(None, 0.0, null) for null in nulls]
-        for row in rows:
-            (first, last), *_ = constraints[row].places(len(said[row].tokens)) or [(0, -1)]
-            offsets = prompts.offsets(batch[row])
-            if last >= first:
+        for row, ids in enumerate(slices):
+            places = constraints[row].places(len(said[row].tokens))
+            if ids and places:
+                first, last = places[0]
+                offsets = prompts.offsets(batch[row])
                 context = prompts.examples[prompts.example[batch[row]]].context
                 place = trimmed(context, int(offsets[first, 0]), int(offsets[last, 1]))
                 results[row] = place, said[row].log_probability, nulls[row]
         return results
 
-    def _read(self, prompts, batch):
-        """The Prefix of some prompts, with room for the longest answer and for the phrase."""
-        room = max(self.settings.max_answer, len(prompts.layout.phrase)) + 1
-        return Prefix(self.model, [prompts.prompt_ids(prompt) for prompt in batch], room, self.pad)
+    def speak(self, prefix, prompts, batch, settings, generator):
+        """For each prompt (text, log-probability), the text "" where the no-answer phrase was said."""
+        decoding, most = settings.decoding, settings.prompts.max_answer
+        stop = prompts.stop if isinstance(prompts, TalkSet) else prompts.layout.stop
+        if isinstance(prompts, PromptSet):
+            most = max(most, len(prompts.layout.phrase))
+        said = go_on(
+            prefix, max_new=most, stop={stop}, top_p=decoding.top_p, generator=generator,
+            temperature=decoding.temperature if decoding.way == "sample" else 0.0,
+        )
+        texts = [self.tokenizer.decode(list(one.tokens)).strip() for one in said]
+        if isinstance(prompts, PromptSet):
+            texts = ["" if text == settings.prompts.no_answer else text for text in texts]
+        return [(text, one.log_probability) for text, one in zip(texts, said, strict=True)]
 
-    def speak_freely(self, examples, *, temperature=0.0, top_p=1.0, generator=None):
-        """Yield a FreeAnswer to each example, of its likeliest window: what the model says when nothing binds it."""
-        for example in examples:
-            prompts = PromptSet([example], self.tokenizer, self.chat, self.settings, pad=self.pad)
-            batch = np.arange(len(prompts))
-            with torch.inference_mode(), autocast(self.device, self.precision):
-                said = go_on(
-                    self._read(prompts, batch), max_new=max(self.settings.max_answer, len(prompts.layout.phrase)),
-                    stop={prompts.layout.stop}, temperature=temperature, top_p=top_p, generator=generator,
-                )
-            best = max(said, key=lambda one: one.log_probability)
-            text = self.tokenizer.decode(list(best.tokens)).strip()
-            yield FreeAnswer(text, best.log_probability, bool(text) and text in example.context)
 
-    def ask(self, question, context):
-        """The Prediction for one question about one text, and the seconds it took."""
-        began = time.perf_counter()
-        prediction = next(iter(self.predict([Example("question", question, context, None, "question")])))
-        return prediction, time.perf_counter() - began
+class Said:
+    """Collects what was said freely to one question, window by window."""
+
+    def __init__(self):
+        self.best, self.windows = None, 0  # (log-probability, text, window)
+
+    def add_answer(self, window, text, log_probability):
+        """Take in one window: the text, "" for no answer."""
+        self.windows += 1
+        if text and (self.best is None or log_probability > self.best[0]):
+            self.best = log_probability, text, window
+
+    def prediction(self, example, n_best, offer_null):
+        """The finished Prediction, of one span or none; its probability is that of saying just this."""
+        if self.best is None or not example.question.strip():
+            reason = "the model says that there is none" if example.question.strip() else "the question is empty"
+            return Prediction(example.id, (), None, 0.0, reason, self.windows)
+        log_probability, text, window = self.best
+        start = -1 if example.context is None else example.context.find(text)
+        end = start + len(text) if start >= 0 else -1
+        span = Span(text, start, end, log_probability, 0.0, float(np.exp(log_probability)), window)
+        return Prediction(example.id, (span,), None, 0.0, windows=self.windows)
+
+
+def batches_of(prompts, tokens_per_batch):
+    """[(prompts, whether all are about one slice of a text)]: those together, others with some of similar length."""
+    order = np.argsort(prompts.length, kind="stable")
+    alone, runs = [], []
+    if isinstance(prompts, PromptSet):
+        same = {}
+        for prompt in order.tolist():
+            number = prompts.texts.context_number[prompts.example[prompt]]
+            same.setdefault((number, prompts.start[prompt], prompts.stop[prompt]), []).append(prompt)
+        for members in same.values():
+            if len(members) == 1:
+                alone += members
+            else:
+                runs += [(run, True) for run in split_by_tokens(prompts.length, np.array(members), tokens_per_batch)]
+    else:
+        alone = order.tolist()
+    if alone:
+        runs += [(run, False) for run in split_by_tokens(prompts.length, np.array(alone), tokens_per_batch)]
+    return runs

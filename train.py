@@ -1,4 +1,4 @@
-"""Fine-tune a BERT to answer questions: python train.py --dataset squad
+"""Fine-tune a BERT or a LLaMA to answer questions: python train.py --dataset squad
 
 Reads top to bottom: `train` sets up, `loop` learns, `finish` scores and writes the model.
 """
@@ -13,7 +13,7 @@ from common.output import guarded_main
 from training.options import TRAIN_OPTIONS
 from training.signals import StopRequest, Terminated, terminable
 
-DESCRIPTION = "Fine-tune a BERT to answer questions from a text, or to say that the text does not answer."
+DESCRIPTION = "Fine-tune a BERT or a LLaMA to answer questions from a text, or to say that it does not answer."
 FIRST_STEPS = 5  # of each sitting, left out of the rates: caches and allocators warm up
 
 
@@ -27,6 +27,8 @@ def main(argv=None):
 
             print(render_config(settle_options(options)), end="")
             return 0
+        if options.print_prompt:
+            return print_prompt(options)
         with terminable():
             return train(options)
     except InputError as error:
@@ -35,6 +37,24 @@ def main(argv=None):
     except KeyboardInterrupt as stop:  # outside the loop, where nothing waits to be saved
         print("train.py: stopped; a run that had begun goes on with the same --out and --resume", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
+
+
+def print_prompt(options):
+    """Show what a decoder is asked first, and what it is to say; returns the exit code."""
+    from model.source import resolve_model
+    from training.asking import settings_for, shown_prompt
+    from training.run import data_files, read_split, settle_options
+
+    options = settle_options(options)
+    source = resolve_model(options.model, revision=options.revision)
+    settings = settings_for(source, options, None)
+    if settings.file != "speaker.json":
+        raise InputError(f"--print-prompt: {options.model} reads texts and takes no prompt")
+    train_files, _ = data_files(options, tqdm_bytes)
+    examples = read_split(train_files, None, 0, options.skip_misaligned, "training").examples
+    prompt, answer = shown_prompt(source.folder, settings, examples[:20])
+    print(f"{prompt}\n--- and then it is to say:\n{answer}")
+    return 0
 
 
 def train(options):
@@ -77,6 +97,9 @@ def train_in(run, options):
     dev_set = None
     if files[1]:
         dev_set = read_split(files[1], options.max_dev_examples, 0, options.skip_misaligned, "scoring")
+        if dev_set.has_texts != train_set.has_texts:
+            kinds = "about texts", "without texts"
+            raise InputError(f"{files[1][0]}: asks {kinds[train_set.has_texts]}, the training data {kinds[dev_set.has_texts]}")
     source = resolve_model(options.model, revision=options.revision)
 
     seed_everything(options.seed)

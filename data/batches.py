@@ -40,6 +40,23 @@ def split_by_tokens(lengths, windows, max_tokens):
     return runs
 
 
+class QuestionCount:
+    """Counts questions as their last windows are done. example: (W,) question of each window.
+
+    finished: how many questions have no window, and so are done at once.
+    """
+
+    def __init__(self, example, questions):
+        self.example = example
+        self.remaining = np.bincount(example, minlength=questions)
+        self.finished = int((self.remaining == 0).sum())
+
+    def done(self, windows):
+        """These windows, each once, are done; returns the number of questions that they finish."""
+        np.subtract.at(self.remaining, self.example[windows], 1)
+        return int((self.remaining[np.unique(self.example[windows])] == 0).sum())
+
+
 def to_tensors(batch, device):
     """A batch of numpy arrays as tensors on `device`; attention_mask becomes None where nothing is padded."""
     tensors = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.items()}

@@ -25,6 +25,7 @@ class ChatFormat:
     end: str
     wrap: object
     open_answer: tuple
+    lead: str = ""  # what stands between `open_answer` and the answer's text
     needs: tuple = ()  # special tokens by which a checkpoint shows that it speaks this
 
 
@@ -59,7 +60,7 @@ FORMATS = {
             needs=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
         ),
         ChatFormat("tinyllama", (), "</s>", wrap_tinyllama, ("<|assistant|>\n",), needs=("</s>",)),
-        ChatFormat("llama2", (Special("<s>"),), "</s>", wrap_llama2, (), needs=("<s>", "</s>")),
+        ChatFormat("llama2", (Special("<s>"),), "</s>", wrap_llama2, (), lead=" ", needs=("<s>", "</s>")),
     )
 }
 
@@ -135,3 +136,18 @@ def encode_plain(tokenizer, text):
         return tokenizer.encode(text, add_special_tokens=False).ids
     finally:
         tokenizer.encode_special_tokens = before
+
+
+def modelfile(chat, settings):
+    """The text of a Modelfile with which Ollama imports the merged weights beside it, asked in this chat format.
+
+    settings: PromptSettings, whose template the asker still has to fill in. The first special token is left out, since
+    Ollama puts it there itself where the tokenizer says so.
+    """
+    turn = "".join([*chat.wrap("user", "{{ .Prompt }}", True), *chat.open_answer])
+    lines = [
+        "# ollama create NAME -f Modelfile", "FROM .", f'TEMPLATE """{turn}{chat.lead}{{{{ .Response }}}}{chat.end}"""',
+        f'PARAMETER stop "{chat.end}"', "PARAMETER temperature 0", f"PARAMETER num_ctx {settings.length}",
+        f"PARAMETER num_predict {settings.max_answer + 1}",
+    ]
+    return "\n".join(lines) + "\n"

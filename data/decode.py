@@ -26,7 +26,10 @@ class DecodeSettings:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A candidate: context[start:end] == text. Its score is start_logit + end_logit."""
+    """A candidate: context[start:end] == text. Its score is start_logit + end_logit.
+
+    Only what a decoder says freely may stand nowhere; then start and end are -1.
+    """
 
     text: str
     start: int
@@ -47,7 +50,8 @@ class Prediction:
     """What a model says to one question.
 
     spans: best first, without two of the same place. null: (start, end) logits of [CLS] in the window
-    where their sum is least; None, and then no spans either, when no window could be scored.
+    where their sum is least; None when no window could be scored, and then there are no spans, or when
+    an answer was said freely, and then it stands.
     null_probability: beside the spans' probabilities, 0.0 where no null is offered. reason: why there is no
     span, if there is none. windows: how many the text made.
     """
@@ -71,7 +75,8 @@ class Prediction:
 
         null_threshold None means that no null is offered.
         """
-        if not self.spans or (null_threshold is not None and self.null_odds > null_threshold):
+        odds = self.null_odds
+        if not self.spans or (null_threshold is not None and odds is not None and odds > null_threshold):
             return None
         return self.spans[0]
 

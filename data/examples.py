@@ -22,15 +22,17 @@ class Example:
 
     `answers` is empty when the data say that there is no answer, and None when the file gives no
     references at all (a file of questions to be answered). `where` is the place in the source
-    file, for messages: `data[3].paragraphs[0].qas[2]`.
+    file, for messages: `data[3].paragraphs[0].qas[2]`. `context` is None for a question that is not about
+    a text; then answers stand nowhere (start -1), and `history` holds the turns that came before.
     """
 
     id: str
     question: str
-    context: str
+    context: str | None
     answers: tuple[Answer, ...] | None
     where: str
     title: str = ""
+    history: tuple[tuple[str, str], ...] = ()  # (role, text)
 
 
 @dataclass(slots=True)
@@ -39,6 +41,11 @@ class Dataset:
 
     examples: list[Example]
     notices: list[str] = field(default_factory=list)
+
+    @property
+    def has_texts(self):
+        """Whether the questions are about texts; a data set has one kind only."""
+        return self.examples[0].context is not None
 
     @property
     def may_lack_answer(self):

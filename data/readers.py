@@ -8,6 +8,7 @@ from common.errors import InputError
 from data.documents import counted, unique_id
 from data.examples import Answer, Dataset, Example
 from data.formats import read_document
+from data.talks import check_kinds, is_talk, read_talks
 
 MISALIGNED = ("stop", "skip", "keep")
 
@@ -25,7 +26,7 @@ class Faults:
 def read_dataset(paths, *, misaligned="stop"):
     """Read files (a path or several) and return their examples, in order, as one Dataset.
 
-    Files may be nested SQuAD JSON, flat JSON, JSONL or CSV. Ids are text and unique: missing ones
+    Files may be nested SQuAD JSON, flat JSON, JSONL or CSV, or question lists (data/talks.py). Ids are text and unique: missing ones
     become `FILE-STEM:NUMBER`, repeated ones get `#2`, `#3`. Questions of one context share one
     string. `answers` is () where a file says that there is no answer, and None where it gives no
     references; having answers decides, as in the official scripts, and is_impossible only where
@@ -43,6 +44,10 @@ def read_dataset(paths, *, misaligned="stop"):
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not paths:
         raise InputError("no data file was given, and at least one is needed")
+    talks = [is_talk(path) for path in paths]
+    check_kinds(paths, talks)
+    if all(talks):
+        return read_talks(paths)
     dataset, faults, contexts, taken = Dataset([]), Faults(), {}, set()
     for path in paths:
         document = read_document(path)

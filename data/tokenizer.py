@@ -16,11 +16,12 @@ from common.files import read_json, read_text, write_atomic, write_json
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
-def load_tokenizer(folder, vocab_size=None):
-    """Read `tokenizer.json`, or `vocab.txt` with `tokenizer_config.json` beside it.
+def load_tokenizer(folder, vocab_size=None, special_tokens=SPECIAL_TOKENS):
+    """Read `tokenizer.json`, or BERT's `vocab.txt` with `tokenizer_config.json` beside it.
 
     Truncation and padding that the file ships (MiniLM's: both 128) are switched off, and a "[SEP]" in a
-    user's text is text. vocab_size: rows of the model's word embeddings, which every id must fit.
+    user's text is text. vocab_size: rows of the model's word embeddings, which every id must fit. special_tokens:
+    what the vocabulary has to hold; a decoder's are its chat format's business.
     Raises InputError for a missing, unreadable or misfitting tokenizer.
     """
     folder = Path(folder)
@@ -39,7 +40,7 @@ def load_tokenizer(folder, vocab_size=None):
         tokenizer = from_vocabulary(path, folder / "tokenizer_config.json")
     vocabulary = tokenizer.get_vocab()
     # tokens added beside the vocabulary do not count: WordPiece needs an [UNK] of its own, or it raises later
-    require_special_tokens(path, tokenizer.get_vocab(with_added_tokens=False))
+    require_special_tokens(path, tokenizer.get_vocab(with_added_tokens=False), special_tokens)
     size = max(vocabulary.values()) + 1
     if vocab_size is not None and size > vocab_size:
         raise InputError(
@@ -52,9 +53,9 @@ def load_tokenizer(folder, vocab_size=None):
     return tokenizer
 
 
-def require_special_tokens(path, vocabulary):
+def require_special_tokens(path, vocabulary, special_tokens=SPECIAL_TOKENS):
     """Raise InputError when the vocabulary lacks what a window is built with."""
-    for token in SPECIAL_TOKENS:
+    for token in special_tokens:
         if token not in vocabulary:
             raise InputError(f"{path}: the vocabulary has no {token}, so this is not a BERT tokenizer")
 
@@ -82,9 +83,33 @@ def from_vocabulary(path, settings_path):
     )._tokenizer
 
 
-def save_tokenizer(tokenizer, folder):
-    """Write `tokenizer.json` and the `tokenizer_config.json` that transformers wants beside it."""
+def tokenizer_settings(folder):
+    """The contents of a folder's tokenizer_config.json, with its chat template wherever that stands; {} without."""
     folder = Path(folder)
+    path, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    values = read_json(path) if path.is_file() else {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a JSON object of the tokenizer's settings")
+    if template.is_file():
+        values["chat_template"] = read_text(template)
+    if isinstance(values.get("chat_template"), list):  # several, by name
+        named = [one for one in values["chat_template"] if isinstance(one, dict) and one.get("name") == "default"]
+        values["chat_template"] = named[0].get("template") if named else None
+    if not isinstance(values.get("chat_template"), (str, type(None))):
+        raise InputError(f"{path}: chat_template: expected a text")
+    return values
+
+
+def save_tokenizer(tokenizer, folder, settings=None):
+    """Write `tokenizer.json` and the `tokenizer_config.json` that transformers wants beside it.
+
+    settings: contents of the latter; None for those of a BERT.
+    """
+    folder = Path(folder)
+    if settings is not None:
+        write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=False))
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **settings})
+        return
     normalizer = tokenizer.normalizer
     write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=False))
     write_json(

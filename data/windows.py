@@ -180,6 +180,16 @@ class QuestionTexts:
         return self.questions.ids[first : first + self.question_lengths[example]]
 
 
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Ids of the special tokens of a window. null_last: "no answer" is the last token's, and not the first's."""
+
+    cls: int
+    sep: int
+    pad: int
+    null_last: bool = False
+
+
 class WindowSet:
     """All windows of a list of examples.
 
@@ -190,14 +200,19 @@ class WindowSet:
     SQuAD v1.1, as in both references); NO_LABEL where a question has fewer references.
 
     references: label "all", or only the "first", which is all that the reference implementations look at.
+    marks: of a model that is no BERT, its own special tokens in place of [CLS], [SEP] and [PAD].
     """
 
-    def __init__(self, examples, tokenizer, settings, *, with_labels=False, references="all", progress=None):
+    left_out = "no token touches their answer"
+
+    def __init__(
+        self, examples, tokenizer, settings, *, with_labels=False, references="all", marks=None, progress=None
+    ):
         settings.check()
         assert references in REFERENCES
         self.labelled_references = 0 if not with_labels else 1 if references == "first" else None  # None: no limit
         self.examples, self.settings = examples, settings
-        self.cls_id, self.sep_id, self.pad_id = map(tokenizer.token_to_id, ("[CLS]", "[SEP]", "[PAD]"))
+        self.marks = marks or Marks(*map(tokenizer.token_to_id, ("[CLS]", "[SEP]", "[PAD]")))
         self.texts = QuestionTexts(examples, tokenizer, settings.question_limit, progress)
         self.cut_questions = self.texts.cut_questions
         self.unlabelled = []  # examples whose answer no token touches: nothing to learn from
@@ -239,33 +254,35 @@ class WindowSet:
             return
         for begin, end in self.settings.slices(question_tokens, len(offsets)):
             shift = question_tokens + 2 - begin
-            labels = [(a + shift, b + shift) if begin <= a and b < end else (0, 0) for a, b in spans]
-            yield (number, begin, end), labels or [(0, 0)]
+            null = question_tokens + 2 + end - begin if self.marks.null_last else 0
+            labels = [(a + shift, b + shift) if begin <= a and b < end else (null, null) for a, b in spans]
+            yield (number, begin, end), labels or [(null, null)]
 
     def fill(self, windows):
         """Arrays of a batch, padded to its longest window.
 
         windows: indices. Returns a dict of input_ids and token_type_ids (B, T) int64, attention_mask
         (B, T) bool (False on padding), answer_mask (B, T) bool (True where an answer may lie: the slice),
-        label (B, R, 2) int64. Token types are 0 on [CLS] question [SEP] and on padding, 1 on the rest.
+        label (B, R, 2) int64, null (B,) int64: the place of "no answer here". Token types are 0 on [CLS] question [SEP] and on padding, 1 on the rest.
         """
         B, T = len(windows), int(self.length[windows].max())
         batch = {
-            "input_ids": np.full((B, T), self.pad_id, np.int64),
+            "input_ids": np.full((B, T), self.marks.pad, np.int64),
             "token_type_ids": np.zeros((B, T), np.int64),
             "attention_mask": np.zeros((B, T), bool),
             "answer_mask": np.zeros((B, T), bool),
             "label": self.label[windows].astype(np.int64),
+            "null": self.length[windows].astype(np.int64) - 1 if self.marks.null_last else np.zeros(B, np.int64),
         }
         for row, window in enumerate(windows):
             example = self.example[window]
             prefix, length = self.prefix(window), int(self.length[window])
             ids = batch["input_ids"][row]
-            ids[0] = self.cls_id
+            ids[0] = self.marks.cls
             ids[1 : prefix - 1] = self.texts.question_ids(example)
-            ids[prefix - 1] = self.sep_id
+            ids[prefix - 1] = self.marks.sep
             ids[prefix : length - 1] = self.texts.context_ids(example, self.start[window], self.stop[window])
-            ids[length - 1] = self.sep_id
+            ids[length - 1] = self.marks.sep
             batch["token_type_ids"][row, prefix:length] = 1
             batch["attention_mask"][row, :length] = True
             batch["answer_mask"][row, prefix : length - 1] = True

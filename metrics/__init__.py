@@ -16,7 +16,7 @@ from metrics.squad import (
     official_best_threshold,
     question_scores,
 )
-from metrics.text import corpus_bleu, rouge_l
+from metrics.text import corpus_bleu, rouge_l, text_scores
 from metrics.threshold import best_threshold, split_halves
 
 __all__ = [
@@ -33,4 +33,5 @@ __all__ = [
     "question_scores",
     "rouge_l",
     "split_halves",
+    "text_scores",
 ]

@@ -15,7 +15,7 @@ from common.errors import InputError
 from common.files import parse_json, read_json, read_text
 from common.output import guarded_main
 from metrics.squad import evaluate_v1, evaluate_v2, require_ids
-from metrics.text import corpus_bleu, rouge_l
+from metrics.text import text_scores
 
 DEFAULT_NULL_THRESHOLD = 1.0
 
@@ -234,12 +234,7 @@ def _parser():
 
 def _text_scores(references, predictions):
     """BLEU of all, and the mean ROUGE-L, over answerable questions; a missing prediction is an empty one."""
-    pairs = [(predictions.get(question, ""), texts) for question, texts in references.questions if texts]
-    if not pairs:
-        return {"bleu": None, "rouge_l": None}
-    said, wanted = zip(*pairs)
-    rouge = sum(rouge_l(*pair) for pair in pairs) / len(pairs)
-    return {"bleu": corpus_bleu(said, wanted), "rouge_l": 100 * rouge}
+    return text_scores((predictions.get(question, ""), texts) for question, texts in references.questions if texts)
 
 
 def _score(options):

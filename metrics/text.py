@@ -66,6 +66,15 @@ def corpus_bleu(predictions, references):
     return 100 * brevity * math.exp(sum(logs) / ORDER)
 
 
+def text_scores(pairs):
+    """BLEU of all, and the mean ROUGE-L, both in percent, of (prediction, references); None of no pairs."""
+    pairs = list(pairs)
+    if not pairs:
+        return {"bleu": None, "rouge_l": None}
+    rouge = sum(rouge_l(*pair) for pair in pairs) / len(pairs)
+    return {"bleu": corpus_bleu(*zip(*pairs)), "rouge_l": 100 * rouge}
+
+
 def ascii_words(text):
     """ROUGE's tokens: runs of a-z and 0-9 of the lowercased text. Nothing of Persian is left; see `words`."""
     return re.findall("[a-z0-9]+", text.lower())

@@ -96,20 +96,35 @@ def choose(log_p, temperature, top_p, generator):
     return torch.multinomial(p, 1, generator=generator)[:, 0]
 
 
+def computing_dtype(model):
+    """Of keys and values: autocast's where it is on, else that of the word vectors."""
+    device = next(model.parameters()).device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return model.model.embed_tokens.weight.dtype
+
+
 class Prefix:
     """Prompts that were read: cache, mask and what comes next, to be continued more than once.
 
     log_p: (B, V) of the token after each prompt. `rewind` forgets what was said after the prompts.
     """
 
-    def __init__(self, model, prompts, room, pad=0):
-        """room: most tokens that will be said after the longest prompt, the end included."""
+    def __init__(self, model, prompts, room, pad=0, after=None):
+        """room: most tokens that will be said after the longest prompt, the end included.
+
+        after: the Prefix of one prompt that all of these go on from; what it has read is not read again.
+        """
         self.model = model.eval()
-        device = next(model.parameters()).device
-        ids, self.prompt_mask = (tensor.to(device) for tensor in pad_left(prompts, pad))
-        self.read = ids.shape[1]
-        self.cache = KeyValueCache(model.config, len(prompts), self.read + room, device=device)
-        self.mask = self.prompt_mask
+        device, B = next(model.parameters()).device, len(prompts)
+        ids, self.mask = (tensor.to(device) for tensor in pad_left(prompts, pad))
+        seen = after.read if after else 0
+        self.read = seen + ids.shape[1]
+        self.cache = KeyValueCache(model.config, B, self.read + room, device=device, dtype=computing_dtype(model))
+        if after:
+            self.cache.copy_from(after.cache)
+            self.mask = torch.cat([after.prompt_mask.expand(B, -1), self.mask], 1)
+        self.prompt_mask = self.mask
         self.log_p = model(ids, self.mask, self.cache, last_only=True)[:, -1].log_softmax(-1)
 
     def rewind(self):

@@ -18,6 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from common.errors import InputError
 
 
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
 @dataclass(frozen=True)
 class LlamaConfig:
     """The sizes of a model, named as in a Hugging Face `config.json`.
@@ -40,6 +43,7 @@ class LlamaConfig:
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
     rope: dict = field(default_factory=lambda: {"rope_theta": 10000.0})
+    token_ids: dict = field(default_factory=dict)  # bos_token_id and such, for others who read our config.json
 
     @property
     def key_heads(self):
@@ -64,7 +68,7 @@ class LlamaConfig:
         chosen = {}
         for one in fields(cls):
             value = values.get(one.name)
-            if one.name == "rope" or value is None:
+            if one.name in ("rope", "token_ids") or value is None:
                 continue
             kind = {float: (int, float), bool: bool}.get(one.type, int)
             if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
@@ -78,14 +82,15 @@ class LlamaConfig:
         scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
         rope = {"rope_theta": values.get("rope_theta", 10000.0), **scaling}
         rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
-        config = cls(**chosen, rope=rope)
+        token_ids = {key: values[key] for key in TOKEN_IDS if values.get(key) is not None}
+        config = cls(**chosen, rope=rope, token_ids=token_ids)
         config.check(source)
         return config
 
     def to_dict(self):
         """The `config.json` of a LLaMA that transformers opens."""
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "rope"}
-        values |= {"num_key_value_heads": self.key_heads, "head_dim": self.head_size}
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("rope", "token_ids")}
+        values |= {**self.token_ids, "num_key_value_heads": self.key_heads, "head_dim": self.head_size}
         values["rope_parameters"] = {"rope_type": "default", **self.rope}
         return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", **values}
 
@@ -153,6 +158,14 @@ class KeyValueCache:
         if layer == len(self.keys) - 1:
             self.length = stop
         return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
+
+
+    def copy_from(self, other):
+        """Begin with what another cache, of one sequence, holds; every sequence here goes on from it."""
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            for here, there in zip(mine, theirs, strict=True):
+                here[:, :, : other.length] = there[:, :, : other.length]
+        self.length = other.length
 
 
 class RMSNorm(nn.Module):
@@ -234,6 +247,7 @@ class LlamaModel(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(LlamaLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.causal = True  # tokens look back only; False: both ways, without a cache
         self.gradient_checkpointing = False  # keep only each block's input, compute the rest again
 
     def forward(self, input_ids, attention_mask=None, cache=None):
@@ -249,7 +263,7 @@ class LlamaModel(nn.Module):
             positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, seen:]  # (B, T)
         angles = positions[..., None].float() * frequencies(self.config).to(input_ids.device)  # (B, T, K / 2)
         angles = torch.cat([angles, angles], -1)[:, None]  # (B, 1, T, K)
-        x = self.embed_tokens(input_ids)  # (B, T, D)
+        x = self.embed_tokens(input_ids).to(self.norm.weight.dtype)  # (B, T, D); sums stay fp32 where norms are
         rotation = angles.cos(), angles.sin()
         mask = self.look_back(attention_mask, seen, T, input_ids.device)
         for layer in self.layers:
@@ -265,9 +279,12 @@ class LlamaModel(nn.Module):
         None where the kernels' own causal mask says the same. A padding token looks at itself, so that no row of
         the softmax is empty.
         """
-        if attention_mask is None and (seen == 0 or T == 1):
+        if self.causal and attention_mask is None and (seen == 0 or T == 1):
             return None
         S = seen + T
+        if not self.causal:
+            every = torch.ones(1, 1, T, S, dtype=torch.bool, device=device)
+            return every if attention_mask is None else every & attention_mask[:, None, None, :]
         before = torch.arange(S, device=device) <= torch.arange(seen, S, device=device)[:, None]  # (T, S)
         if attention_mask is None:
             return before[None, None]
@@ -298,7 +315,12 @@ class LlamaForCausalLM(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def forward(self, input_ids, attention_mask=None, cache=None, last_only=False):
-        """Logits of the next token after each, (B, T, V) fp32, or with `last_only` after the last, (B, 1, V)."""
+    def forward(self, input_ids, attention_mask=None, cache=None, last_only=False, where=None):
+        """Logits of the next token after each, (B, T, V) fp32, or with `last_only` after the last, (B, 1, V).
+
+        where: (B, T) bool, the n places to give them of alone, (n, V).
+        """
         hidden = self.model(input_ids, attention_mask, cache)  # (B, T, D)
+        if where is not None:
+            return self.lm_head(hidden[where]).float()
         return self.lm_head(hidden[:, -1:] if last_only else hidden).float()

@@ -56,6 +56,10 @@ LLAMA_TABLE = {
         "lm_head.weight",
     )
 }
+# transformers calls the decoder `transformer` under a span head, and `model` otherwise
+LLAMA_SPAN_TABLE = {
+    name: name.replace("model.", "transformer.", 1) for name in LLAMA_TABLE if name != "lm_head.weight"
+} | {"qa_outputs.weight": "qa_outputs.weight", "qa_outputs.bias": "qa_outputs.bias"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Names:
 
     def canonical(self, name):
         """(the file's name as the table spells it, the block's number or "")."""
-        name = name.removeprefix("bert.")
+        name = re.sub(r"^transformer\.", "model.", name.removeprefix("bert."))
         name = re.sub(r"(?<=LayerNorm\.)gamma$", "weight", name)
         name = re.sub(r"(?<=LayerNorm\.)beta$", "bias", name)
         number = re.match(r"(encoder\.layer|model\.layers)\.(\d+)\.", name)
@@ -89,7 +93,10 @@ BERT = Names(
     re.compile(r"(pooler\..*|cls\..*|classifier\..*|embeddings\.position_ids)"),
     head=("qa_outputs.weight", "qa_outputs.bias"),
 )
-LLAMA = Names(
-    "LLaMA", LLAMA_TABLE,
-    re.compile(r"model\.(layers\.\{n\}\.self_attn\.)?rotary_emb\.inv_freq"),  # computed from config.json
+INV_FREQ = r"model\.(layers\.\{n\}\.self_attn\.)?rotary_emb\.inv_freq"  # computed from config.json
+LLAMA = Names("LLaMA", LLAMA_TABLE, re.compile(INV_FREQ))
+LLAMA_SPAN = Names(
+    "LLaMA with a span head", LLAMA_SPAN_TABLE,
+    re.compile(rf"({INV_FREQ}|lm_head\.weight)"),
+    head=("qa_outputs.weight", "qa_outputs.bias"),
 )

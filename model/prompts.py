@@ -63,16 +63,21 @@ def add_prompt(model, count, token_ids=None):
 
 def tune_prompt(model, count, token_ids=None):
     """The pass of `--tune prompt`: vectors and head learn, the encoder does not. Vectors that are there go on."""
-    if not isinstance(model.bert, PromptedBert):
+    if not has_prompt(model):
         add_prompt(model, count, token_ids)
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(name == "bert.prompt" or name.startswith(HEAD))
 
 
+def has_prompt(model):
+    """Whether virtual tokens stand before the model's input; before a decoder's they cannot yet."""
+    return isinstance(getattr(model, "bert", None), PromptedBert)
+
+
 def room(model):
     """Tokens that a window may have: the positions, less those of virtual tokens."""
-    taken = len(model.bert.prompt) if isinstance(model.bert, PromptedBert) else 0
+    taken = len(model.bert.prompt) if has_prompt(model) else 0
     return model.config.max_position_embeddings - taken
 
 

@@ -21,6 +21,7 @@ HUB_FILES = (
     "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "vocab.txt",
     "merges.txt",
     "special_tokens_map.json",

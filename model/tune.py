@@ -1,8 +1,7 @@
 """What learns: passes over a built model that leave requires_grad on the parts a method trains."""
 
-from model.lora import add_lora, switch_of
-
-HEAD = "qa_outputs"
+from model.lora import HEAD, add_lora, switch_of
+from model.quant import OUTPUTS
 
 
 def train_only(model, chosen):
@@ -18,13 +17,13 @@ def tune_full(model):
 
 
 def tune_head(model):
-    """The span head alone, on a frozen encoder."""
-    train_only(model, lambda name: name.startswith(HEAD))
+    """The last layer alone, on a frozen model: the span head, or a decoder's output layer."""
+    train_only(model, lambda name: name.startswith(OUTPUTS))
 
 
 def tune_bitfit(model):
     """All biases and the head (Ben-Zaken et al. 2021, arXiv 2106.10199)."""
-    train_only(model, lambda name: name.startswith(HEAD) or name.endswith(".bias"))
+    train_only(model, lambda name: name.startswith(OUTPUTS) or name.endswith(".bias"))
 
 
 def tune_lora(model, config, name="default"):

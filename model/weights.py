@@ -18,13 +18,17 @@ from common.errors import InputError
 from common.files import read_json, write_json
 from model.bert import BertConfig, BertForQuestionAnswering
 from model.llama import LlamaConfig, LlamaForCausalLM
-from model.names import BERT, LLAMA
+from model.llama_span import LlamaForQuestionAnswering
+from model.names import BERT, LLAMA, LLAMA_SPAN
 from model.quant import FourBit, FourBitLinear, quantise
 
 # What stands beside a weight that is stored in 4 bits: `query.weight` is bytes, and `query.weight.absmax` one of these.
 PACKED = re.compile(
     r"(.+\.weight)(\.absmax|\.quant_map|\.nested_absmax|\.nested_quant_map|\.quant_state\.bitsandbytes__(?:nf4|fp4))"
 )
+
+
+NAMES = {BertForQuestionAnswering: BERT, LlamaForCausalLM: LLAMA, LlamaForQuestionAnswering: LLAMA_SPAN}
 
 
 @dataclass(frozen=True)
@@ -138,10 +142,13 @@ def place(slot, tensor):
 
 
 class Intake:
-    """Puts the tensors of a folder into a model's slots, one by one, and keeps account of them."""
+    """Puts the tensors of a folder into a model's slots, one by one, and keeps account of them.
 
-    def __init__(self, model, folder, names=BERT):
-        self.folder, self.names, self.slots = folder, names, slots(model)
+    keep_16_bits: matrices that the file holds in 16 bits stay so; otherwise all become fp32.
+    """
+
+    def __init__(self, model, folder, names=BERT, keep_16_bits=False):
+        self.folder, self.names, self.slots, self.keep_16_bits = folder, names, slots(model), keep_16_bits
         self.used, self.left_out, self.digests = [], [], []
         self.filled, self.packed = set(), {}  # packed: our name -> what is there of a weight stored in 4 bits
 
@@ -166,10 +173,11 @@ class Intake:
             return
         if ours in self.filled:
             raise InputError(f"{path}: tensor {name} stands for {ours}, which came already")
-        tensor = checked(path, name, tensor, self.slots[ours][2])
+        wide = checked(path, name, tensor, self.slots[ours][2])
         self.filled.add(ours)
-        self.note(ours, tensor)
-        place(self.slots[ours], tensor)
+        self.note(ours, wide)
+        keep = self.keep_16_bits and tensor.dim() == 2 and not isinstance(self.slots[ours][0], FourBitLinear)
+        place(self.slots[ours], tensor if keep else wide)
 
     def note(self, ours, tensor):
         """Let a tensor take part in the fingerprint; heads do not."""
@@ -208,15 +216,15 @@ def checked(path, name, tensor, shape):
 
 
 @torch.no_grad()
-def load_weights(model, folder):
-    """Put a folder's tensors into `model`, in place, as fp32; returns a LoadReport.
+def load_weights(model, folder, keep_16_bits=False):
+    """Put a folder's tensors into `model`, in place, as fp32; returns a LoadReport. keep_16_bits: see Intake.
 
     Tensors come one by one, so a model on the meta device with 4-bit layers is never there in full precision.
 
     Raises InputError when a tensor is unknown, twice there, of the wrong shape, not of floating point or
     not finite, or when any but the head's parameters stays without one.
     """
-    intake = Intake(model, folder, LLAMA if isinstance(model, LlamaForCausalLM) else BERT)
+    intake = Intake(model, folder, NAMES[type(model)], keep_16_bits)
     for path, name, tensor in read_tensors(folder):
         intake.take(path, name, tensor)
     report = intake.finish()
@@ -258,16 +266,20 @@ class Uninitialised(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def plain_model(config):
-    """The model of a config, without any pass over it."""
+def plain_model(config, attention=None):
+    """The model of a config, without any pass over it. attention: see `load_model`."""
+    if attention is not None:
+        return LlamaForQuestionAnswering(config, causal=attention == "causal")
     return LlamaForCausalLM(config) if isinstance(config, LlamaConfig) else BertForQuestionAnswering(config)
 
 
-def load_model(folder, *, dropout=None, attention_dropout=None, four_bit=None):
+def load_model(folder, *, dropout=None, attention_dropout=None, four_bit=None, keep_16_bits=False, attention=None):
     """Build the model a folder describes and fill it; returns (model, LoadReport).
 
     dropout, attention_dropout: probabilities that replace those of config.json. four_bit: a FourBit, to hold the
-    encoder's Linear layers so; of a folder stored in 4 bits it has to be that one, or None for it.
+    encoder's Linear layers so; of a folder stored in 4 bits it has to be that one, or None for it. keep_16_bits: of a
+    model that is only used or stays frozen, under autocast: matrices of 16-bit numbers in the file take no more here.
+    attention: "causal" or "bidirectional", of a LLaMA that gets a span head instead of its output layer.
     """
     config = read_config(folder)
     changes = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": attention_dropout}
@@ -276,13 +288,13 @@ def load_model(folder, *, dropout=None, attention_dropout=None, four_bit=None):
         config = BertConfig.from_dict(config.to_dict() | given)
     check_size(config, folder)
     with torch.device("meta"), Uninitialised():  # shapes without numbers: they come from the files
-        model = plain_model(config)
+        model = plain_model(config, attention)
     stored = stored_quant(folder)
     if stored is not None and four_bit is not None and four_bit.name != stored.name:
         raise InputError(f"{folder}: its weights are stored in {stored.name} and cannot be had in {four_bit.name}")
     if four_bit or stored:
         quantise(model, four_bit or stored)
-    return model, load_weights(model, folder)
+    return model, load_weights(model, folder, keep_16_bits)
 
 
 def save_weights(model, folder):
@@ -292,12 +304,15 @@ def save_weights(model, folder):
     Not atomic by itself: the caller fills a temporary folder (`common.files.write_folder`). Raises ValueError for a
     model with adapters or other passes on it, whose parameters are not all that it computes with.
     """
+    span = isinstance(model, LlamaForQuestionAnswering)
     with torch.device("meta"), Uninitialised():
-        plain = plain_model(model.config)
+        plain = plain_model(model.config, "causal" if span else None)
     if set(slots(model)) != set(slots(plain)):
         raise ValueError("a model with adapters, virtual tokens or 8-bit layers cannot be saved whole; merge it first")
     folder = Path(folder)
     tensors, values = {}, model.config.to_dict()
+    if span:
+        values["architectures"] = ["LlamaForQuestionAnswering"]
     for name, (module, attribute, _) in slots(model).items():
         if isinstance(module, FourBitLinear) and attribute == "weight":
             tensors |= {name + suffix: tensor for suffix, tensor in module.packed_tensors().items()}

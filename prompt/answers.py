@@ -22,7 +22,7 @@ def ask(reader, question, context, tokens_per_batch):
 def question_is_cut(reader, question):
     """Whether the question has more tokens than a window has room for."""
     ((ids, _),) = encode(reader.tokenizer, [question])
-    return len(ids) > reader.settings.windows.question_limit
+    return len(ids) > reader.settings.question_limit
 
 
 def runners_up(prediction, answer, count):
@@ -53,7 +53,9 @@ def describe(prediction, null_threshold, seconds, top_k, *, windows=False):
 
 
 def describe_span(span, name, windows=False):
-    described = {name: span.text, "start": span.start, "end": span.end, "score": span.probability}
+    """start and end are null where a decoder said what the text does not hold."""
+    start, end = (span.start, span.end) if span.start >= 0 else (None, None)
+    described = {name: span.text, "start": start, "end": end, "score": span.probability}
     return described | ({"window": span.window} if windows else {})
 
 

@@ -5,10 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.errors import InputError
+from data.chat import choose_format
 from model.adapters import SHIPPED, adapter_name, is_adapter, read_adapter
 from model.fusion import is_fusion
 from model.source import resolve_model
+from prompt.options import FOR_DECODERS, FOR_SPANS
 from reader import Reader
+from settings import SpeakerSettings
+from training.asking import prompt_settings
 from training.folder import RunFolder, newest_finished
 from training.tuning import quant_of
 
@@ -36,7 +40,7 @@ def open_reader(options):
             raise InputError("--adapter: these were trained over bases held in different ways; choose one with --quant")
         quant = found.pop() or "stored"
     folder = resolve_model(str(model_of_run(name)), revision=revision).folder
-    stored = Reader.load(folder, device=options.device, precision=options.precision, quant=quant)
+    stored = Reader.load(folder, device=options.device, precision=options.precision, quant=quant, frozen=True)
     if adapters:
         load_adapters(stored, adapters, name)
     elif not stored.trained:
@@ -46,7 +50,7 @@ def open_reader(options):
             f"python train.py --dataset squad --model {shlex.quote(name)}{revision}"
         )
     for one, settings in stored.all_settings.items():
-        stored.all_settings[one] = stored.checked(adapt_settings(settings, options))
+        stored.all_settings[one] = stored.checked(adapt(stored, settings, options))
     return stored, " + ".join([name, *(one for one, _ in adapters)])
 
 
@@ -110,6 +114,36 @@ def check_format(folder):
         if run.log.is_file() and run.config.is_file():
             run.read_config()
             return
+
+
+def adapt(reader, settings, options):
+    """The stored settings with what the options say in their place; InputError for options of the other kind."""
+    decoder = isinstance(settings, SpeakerSettings)
+    for names, wrong, owner in ((FOR_DECODERS, not decoder, "a decoder"), (FOR_SPANS, decoder, "a span head")):
+        for name in names:
+            if wrong and getattr(options, name) not in (None, False):
+                raise InputError(f"--{name.replace('_', '-')} is for {owner}, and this model answers in another way")
+    return adapt_speaker(reader, settings, options) if decoder else adapt_settings(settings, options)
+
+
+def adapt_speaker(reader, settings, options):
+    """The stored SpeakerSettings with what the options say in their place."""
+    known = settings.prompts
+    if options.window_length is not None:  # a stored overlap is a default here, and shrinks with the window
+        known = replace(known, overlap=min(known.overlap, options.window_length // 4))
+    changes = {"way": options.decode, "temperature": options.temperature, "top_p": options.top_p, "seed": options.seed}
+    decoding = replace(settings.decoding, **{name: value for name, value in changes.items() if value is not None})
+    drawn = [name for name in ("temperature", "top_p", "seed") if getattr(options, name) is not None]
+    if drawn and decoding.way != "sample":
+        raise InputError(f"--{drawn[0].replace('_', '-')} is for --decode sample, and decoding is {decoding.way}")
+    chat = settings.chat
+    if options.chat_format is not None:
+        chat = choose_format(reader.tokenizer.get_vocab(), None, options.chat_format).name
+    threshold = settings.null_threshold if options.null_threshold is None else options.null_threshold
+    return replace(
+        settings, prompts=prompt_settings(known, options), decoding=decoding, chat=chat, null_threshold=threshold,
+        n_best=max(settings.n_best, options.top_k or 1),
+    )
 
 
 def adapt_settings(settings, options):

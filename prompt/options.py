@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from common.choices import PRECISIONS, QUANTS
+from common.choices import CHAT_FORMATS, DECODINGS, PRECISIONS, QUANTS
 from common.errors import InputError
 from common.options import Option
 
 MODEL, ONCE, FILES, WINDOWS = "Model", "One question", "A file of questions", "Windows and answers"
+PROMPTS = "Decoders"
 TOP_K, TOP_K_JSON = 1, 5  # what --top-k is when nobody says, plain and with --json
 
 INFER_OPTIONS = (
@@ -47,7 +48,25 @@ INFER_OPTIONS = (
            minimum=0),
     Option("window_step", int, None, "Tokens from one window's start to the next, instead of an overlap.",
            WINDOWS, minimum=1),
+    Option("decode", str, None, "Answers bound to the text, the likeliest tokens whatever they are, or tokens drawn; "
+           "unset: as stored.", PROMPTS, choices=DECODINGS),
+    Option("temperature", float, None, "Of --decode sample: below 1 the likely get likelier.", PROMPTS, above=0,
+           maximum=100),
+    Option("top_p", float, None, "Of --decode sample: draw from the likeliest tokens that reach this probability.",
+           PROMPTS, above=0, maximum=1),
+    Option("seed", int, None, "Of --decode sample.", PROMPTS, minimum=0, maximum=2**63 - 1),
+    Option("template", str, None, "What is asked, with {context} and {question}; unset: as stored.", PROMPTS),
+    Option("no_answer_phrase", str, None, "What means that there is no answer; unset: as stored.", PROMPTS),
+    Option("shots", Path, None, "A small data set whose questions and answers stand before every prompt.", PROMPTS,
+           metavar="DATA"),
+    Option("chat_format", str, None, "How turns are written; unset: as stored or as the checkpoint shows.", PROMPTS,
+           choices=CHAT_FORMATS),
+    Option("chat", bool, False, "Ask without a text; at the prompt, a conversation.", PROMPTS),
 )
+FOR_DECODERS = (
+    "decode", "temperature", "top_p", "seed", "template", "no_answer_phrase", "shots", "chat_format", "chat",
+)
+FOR_SPANS = ("window_step", "length_penalty")
 
 
 def choose_mode(options):
@@ -59,16 +78,16 @@ def choose_mode(options):
 
     check_model_options(options)
     if options.predict is not None:
-        if foreign := given("question", "context", "context_file", "json", "top_k"):
+        if foreign := given("question", "context", "context_file", "chat", "json", "top_k"):
             raise InputError(f"--predict asks what its files ask and does not go with {', '.join(foreign)}")
         if options.out is None:
             raise InputError("--predict writes files: name their folder with --out DIR")
         return "predict"
     if foreign := given("out", "overwrite", "skip_misaligned"):
         raise InputError(f"{', '.join(foreign)}: only for --predict DATA, which is not given")
-    if options.context is not None and options.context_file is not None:
-        raise InputError("--context and --context-file both give a text: keep one of them")
-    has_context = options.context is not None or options.context_file is not None
+    if len(texts := given("context", "context_file", "chat")) > 1:
+        raise InputError(f"{texts[0]} and {texts[1]} both say what to answer from: keep one of them")
+    has_context = bool(texts)
     if options.question is not None:
         if not has_context:
             raise InputError(

@@ -11,7 +11,7 @@ from common.errors import InputError
 from common.files import write_folder, write_json, write_pairs
 from common.spill import Spill
 from data.documents import counted
-from metrics import evaluate_v1
+from metrics import evaluate_v1, text_scores
 from training.evaluate import (
     PREDICTION_FILES, answer_text, best_only, prediction_files, references_of, score_at,
 )
@@ -124,6 +124,8 @@ def answer_all(reader, examples, policy, *, tokens_per_batch, progress=None):
     windows = sum(prediction.windows for prediction in predictions)
     tokens, cut_questions = count_tokens(reader, examples)
     metrics = score(examples, predictions, policy.threshold) or {}
+    if getattr(reader.settings, "decoding", None) and reader.settings.decoding.way != "span" and examples[0].context:
+        metrics["not_in_text"] = sum(bool(p.spans) and p.spans[0].start < 0 for p in predictions)
     metrics |= {
         "questions": len(examples),
         "cut_questions": cut_questions,
@@ -170,7 +172,10 @@ def score(examples, predictions, threshold):
         return score_at(scored, answered, threshold)
     texts = {prediction.id: answer_text(prediction, None) for prediction in answered}
     scores = evaluate_v1(references_of(scored), texts)
-    return {"exact": scores["exact_match"], "f1": scores["f1"], "total": len(scored)}
+    scores = {"exact": scores["exact_match"], "f1": scores["f1"], "total": len(scored)}
+    if scored[0].context is None:
+        scores |= text_scores((texts[one.id], [answer.text for answer in one.answers]) for one in scored)
+    return scores
 
 
 def without_span(examples, predictions):

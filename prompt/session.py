@@ -167,8 +167,12 @@ class Session:
         self.last = prediction
         span = prediction.answer(self.null_threshold)
         if span is not None:
-            self.write(show_span(self.context, span, self.style))
-            self.write(f"  {percent(span.probability)}, {seconds:.2f} s")
+            if span.start >= 0:
+                self.write(show_span(self.context, span, self.style))
+            else:
+                self.write(isolated(one_line(span.text), self.style))
+            outside = ", not in the text" if span.start < 0 and self.context else ""
+            self.write(f"  {percent(span.probability)}, {seconds:.2f} s{outside}")
             return
         share = f"; {percent(prediction.null_probability)}, {seconds:.2f} s" if prediction.spans else ""
         self.write(f"(no answer) {prediction.reason or NOT_FOUND}{share}")

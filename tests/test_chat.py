@@ -1,13 +1,11 @@
 """Chat formats: the ids of transformers' templates, and wrappings that a user cannot forge."""
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from common.errors import InputError
 from data.chat import FORMATS, Special, choose_format, encode_chat, encode_plain, pieces_of
-from tests.tiny_model import sample_texts
+from tests.tiny_decoder import SPECIALS, make_tokenizer
 
-SPECIALS = ["<unk>", "<s>", "</s>", *FORMATS["llama3"].needs]
 # as the checkpoints ship them, less what they do for tools and dates
 TEMPLATES = {
     "llama3": (
@@ -31,19 +29,6 @@ TEMPLATES = {
     ),
 }
 TURNS = [("system", "Answer briefly."), ("user", " When did it open? "), ("assistant", "In 1931."), ("user", "And why?")]
-
-
-def make_tokenizer():
-    """A small byte-level BPE with the special tokens of all formats."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
-    )
-    made.train_from_iterator(sample_texts(), trainer)
-    return made
 
 
 @pytest.fixture(scope="module")

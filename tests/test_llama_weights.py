@@ -53,10 +53,22 @@ def test_a_saved_decoder_is_that_of_transformers_and_comes_back(tmp_path, kind):
         assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
 
 
-def test_a_decoder_is_no_reader_yet(tmp_path):
-    save_weights(make("biased"), tmp_path)
-    with pytest.raises(InputError, match="only 'bert' can read for now"):
-        Reader.load(tmp_path)
+def test_what_a_file_holds_in_16_bits_may_stay_so(tmp_path):
+    from tests.tiny_decoder import make_folder, make_model
+
+    folder = make_folder(tmp_path)
+    path = folder / "model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    plain, narrow = (Reader.load(folder, device="cpu", precision="bf16", frozen=frozen) for frozen in (False, True))
+    assert {p.dtype for p in plain.model.parameters()} == {torch.float32}
+    kinds = {name: p.dtype for name, p in narrow.model.named_parameters()}
+    assert {p for p, kind in kinds.items() if kind == torch.float32} == {p for p in kinds if "norm" in p}
+    assert plain.report.fingerprint == narrow.report.fingerprint
+    tokens = torch.randint(0, 600, (3, 13))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # which rounds matrices itself: nothing changes
+        assert torch.equal(plain.model.eval()(tokens), narrow.model.eval()(tokens))
+    assert make_model(7).model.norm.weight.dtype == torch.float32
+    assert next(Reader.load(folder, device="cpu", precision="fp32", frozen=True).model.parameters()).dtype == torch.float32
 
 
 def test_tensors_that_do_not_fit_are_named(tmp_path):

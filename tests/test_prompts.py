@@ -7,7 +7,7 @@ from common.errors import InputError
 from data.chat import FORMATS, encode_chat
 from data.examples import Answer, Example
 from data.prompts import IGNORED, SLOTS, PromptSet, PromptSettings
-from tests.test_chat import SPECIALS, make_tokenizer
+from tests.tiny_decoder import SPECIALS, make_tokenizer
 from tests.tiny_run import examples
 
 SHORT = PromptSettings(template="Text: {context}\n\nQuestion: {question}", length=80, overlap=7, max_answer=9)

@@ -16,7 +16,7 @@ from data.decode import DecodeSettings
 from data.examples import Example
 from data.readers import read_dataset
 from data.windows import WindowSet, WindowSettings
-from reader import SETTINGS_FILE, Reader, ReaderSettings, default_settings
+from reader import Reader, ReaderSettings, default_settings
 from tests.tiny_model import SAMPLE, make_folder, make_model, make_tokenizer
 from tests.ugly_text import ugly_texts
 
@@ -204,7 +204,7 @@ def test_save_and_load(tiny, questions, predictions, tmp_path):
     ReaderSettings(), ReaderSettings(WindowSettings(50, None, 20, 9), DecodeSettings(1, 2), -3.5), SETTINGS,
 ])
 def test_settings_survive_their_file(tmp_path, values):
-    path = tmp_path / SETTINGS_FILE
+    path = tmp_path / ReaderSettings.file
     path.write_text(json.dumps(values.to_dict()), encoding="utf-8")
     assert ReaderSettings.from_file(path) == values
 
@@ -249,10 +249,10 @@ MALFORMED = [
 def test_malformed_settings_are_refused_with_their_file(tiny_folder, tmp_path, values, sentence):
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     text = values if isinstance(values, str) else json.dumps(values)
-    (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+    (folder / ReaderSettings.file).write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=sentence) as caught:
         Reader.load(folder, device="cpu", precision="fp32")
-    assert str(caught.value).startswith(str(folder / SETTINGS_FILE))
+    assert str(caught.value).startswith(str(folder / ReaderSettings.file))
 
 
 def test_the_set_of_malformed_settings_is_whole():

@@ -1,6 +1,7 @@
 """A decoder's answers: exact substrings of the text, the likeliest by brute force, batches equal to one by one."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ import torch
 from data.chat import FORMATS
 from data.examples import Example
 from data.prompts import PromptSet, PromptSettings
-from model.llama import LlamaConfig, LlamaForCausalLM
-from speaker import Speaker
-from tests.test_chat import make_tokenizer
+from reader import Reader
+from settings import Decoding, SpeakerSettings
+from tests.tiny_decoder import make_model, make_tokenizer
 from tests.tiny_run import examples
 
 SETTINGS = PromptSettings(template="Text: {context}\n\nQuestion: {question}", length=90, overlap=9, max_answer=5)
@@ -20,13 +21,9 @@ SETTINGS = PromptSettings(template="Text: {context}\n\nQuestion: {question}", le
 def speaker():
     tokenizer = make_tokenizer()
     tokenizer.encode_special_tokens = True
-    torch.manual_seed(4)
-    config = LlamaConfig(
-        tokenizer.get_vocab_size(), hidden_size=36, intermediate_size=53, num_hidden_layers=2, num_attention_heads=6,
-        num_key_value_heads=3, max_position_embeddings=256, initializer_range=0.4,
-    )
-    model = LlamaForCausalLM(config)
-    return Speaker(model, tokenizer, FORMATS["llama3"], SETTINGS, device=torch.device("cpu"), precision="fp32")
+    model = make_model(tokenizer.get_vocab_size())
+    settings = SpeakerSettings(SETTINGS, chat="llama3", null_threshold=0.0)
+    return Reader(model, tokenizer, settings, device=torch.device("cpu"), precision="fp32", tokenizer_config={})
 
 
 def log_probability(speaker, prompt, said):
@@ -40,7 +37,7 @@ def test_answers_are_spans_with_the_probability_of_their_tokens(speaker):
     some = list(examples([0, 1, 5]))
     predictions = list(speaker.predict(some))
     for one, prediction in zip(some, predictions, strict=True):
-        prompts = PromptSet([one], speaker.tokenizer, speaker.chat, SETTINGS)
+        prompts = PromptSet([one], speaker.tokenizer, FORMATS["llama3"], SETTINGS)
         assert prediction.windows == len(prompts) and 1 <= len(prediction.spans) <= len(prompts)
         layout = prompts.layout
         nothing = [*layout.phrase, layout.stop]
@@ -79,13 +76,45 @@ def test_empty_texts_have_no_answer_and_a_reason(speaker):
     assert blank.spans == () and blank.reason == "the question is empty"
 
 
+def unbound(speaker, some, **decoding):
+    settings = replace(speaker.settings, decoding=Decoding(**decoding))
+    free = speaker.way.predict(some, settings, adapter=speaker.adapter, offer_null=True, progress=None, tokens_per_batch=None)
+    return list(free)
+
+
 def test_unbound_it_may_say_anything(speaker):
     some = list(examples(range(4)))
-    free = list(speaker.speak_freely(some))
-    assert [one.in_context for one in free] == [bool(one.text) and one.text in e.context for one, e in zip(free, some)]
-    assert not all(one.in_context for one in free)  # random weights say nonsense
-    drawn = [
-        [one.text for one in speaker.speak_freely(some, temperature=1.0, generator=torch.Generator().manual_seed(seed))]
-        for seed in (1, 1, 2)
-    ]
+    for one, prediction in zip(some, unbound(speaker, some, way="greedy"), strict=True):
+        (span,) = prediction.spans
+        assert prediction.answer(0.0) is span and prediction.null is None and span.text == span.text.strip() != ""
+        assert (span.start >= 0) == (span.text in one.context)
+        assert span.start < 0 or one.context[span.start : span.end] == span.text
+        assert span.probability == pytest.approx(math.exp(span.start_logit)) and span.end_logit == 0.0
+    assert any(p.spans[0].start < 0 for p in unbound(speaker, some, way="greedy"))  # random weights say nonsense
+    drawn = [[p.spans[0].text for p in unbound(speaker, some, way="sample", seed=seed)] for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+    cold = [p.spans[0].text for p in unbound(speaker, some, way="sample", temperature=0.001)]
+    assert cold == [p.spans[0].text for p in unbound(speaker, some, way="greedy")]
+
+
+def test_what_several_questions_are_about_is_read_once(speaker, monkeypatch):
+    """The same answers, whether a text is read for each question or once for all of them."""
+    (one,) = examples([0])
+    some = [replace(one, id=str(k), question=q) for k, q in enumerate(("How long?", "Who lived there, and why?", "Where?"))]
+    options = {"adapter": None, "offer_null": True, "progress": None, "tokens_per_batch": None}
+    settings = replace(speaker.settings, prompts=replace(SETTINGS, length=200))  # the whole text in one window
+    wanted = [next(speaker.way.predict([single], settings, **options)) for single in some]
+    lengths = []
+    forward = speaker.model.model.forward
+
+    def counted(ids, *arguments):
+        lengths.append(tuple(ids.shape))
+        return forward(ids, *arguments)
+
+    monkeypatch.setattr(speaker.model.model, "forward", counted)
+    found = list(speaker.way.predict(some, settings, **options))
+    assert lengths[0][0] == 1 and lengths[1][0] == 3 and lengths[1][1] < lengths[0][1]
+    for prediction, alone in zip(found, wanted, strict=True):
+        assert [s.text for s in prediction.spans] == [s.text for s in alone.spans]
+        assert prediction.null[0] == pytest.approx(alone.null[0], abs=1e-3)
+        assert prediction.spans[0].score == pytest.approx(alone.spans[0].score, abs=1e-3)

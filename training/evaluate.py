@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from common.spill import Spill
 from data.documents import counted
-from metrics import best_threshold, evaluate_v1, evaluate_v2, question_scores, split_halves
+from metrics import best_threshold, evaluate_v1, evaluate_v2, question_scores, split_halves, text_scores
 
 PREDICTION_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json")
 
@@ -55,6 +55,8 @@ def evaluate(reader, examples, *, may_lack_answer, threshold=None, tune=True, pr
         texts = {p.id: answer_text(p, None) for p in predictions}
         scores = evaluate_v1(references_of(examples), texts)
         scores = {"exact": scores["exact_match"], "f1": scores["f1"], "total": len(examples)}
+        if examples[0].context is None:
+            scores |= text_scores((texts[e.id], [answer.text for answer in e.answers]) for e in examples)
         return Evaluation(predictions, None, scores, windows, seconds)
     halves = None
     if tune:
@@ -66,8 +68,8 @@ def evaluate(reader, examples, *, may_lack_answer, threshold=None, tune=True, pr
 
 
 def null_odds_of(predictions):
-    """id -> null_odds; a question with no span at all stands far on the null's side."""
-    return {p.id: p.null_odds if p.null_odds is not None else 1e9 for p in predictions}
+    """id -> null_odds; without a span a question stands far on the null's side, without a null on the other."""
+    return {p.id: (-1e9 if p.spans else 1e9) if p.null_odds is None else p.null_odds for p in predictions}
 
 
 def score_at(examples, predictions, threshold):
@@ -141,6 +143,8 @@ def score_lines(scores, *, before=None, rest=0):
     more = f" (the other {rest} {'has' if rest == 1 else 'have'} no references)" if rest else ""
     asked = counted(scores["total"], "question")
     yield f"exact match {scores['exact']:.2f}, F1 {scores['f1']:.2f} on {asked}{earlier}{more}"
+    if "bleu" in scores:
+        yield f"BLEU {scores['bleu']:.2f}, ROUGE-L {scores['rouge_l']:.2f}"
     for part, name in (("HasAns", "with an answer"), ("NoAns", "without an answer")):
         if f"{part}_total" in scores:
             exact, f1, total = (scores[f"{part}_{key}"] for key in ("exact", "f1", "total"))

@@ -8,7 +8,10 @@ import torch
 from model.quant import FourBitLinear
 
 LATENCY_QUESTIONS = 50
-PARTS = ((".updates.", "adapters"), ("bert.prompt", "virtual tokens"), ("qa_outputs", "head"), (".encoder.", "encoder"))
+PARTS = (
+    (".updates.", "adapters"), ("bert.prompt", "virtual tokens"), ("qa_outputs", "head"), ("lm_head", "output layer"),
+    (".encoder.", "encoder"), (".layers.", "decoder"),
+)
 
 
 def parameter_counts(model):

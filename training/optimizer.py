@@ -6,11 +6,11 @@ import torch
 
 from common.errors import InputError
 
-NO_DECAY = ("bias", "LayerNorm.weight", "lora_magnitude_vector")
+NO_DECAY = ("bias", "LayerNorm.weight", "layernorm.weight", ".norm.weight", "lora_magnitude_vector")
 
 
 def make_optimizer(model, weight_decay, lora_plus_ratio=1.0, kind="adamw"):
-    """AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101) on what is trainable; no decay on biases and LayerNorm.
+    """AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101) on what is trainable; no decay on biases and norms.
 
     The rate is set at each step by `training.step`, times a group's `scale`: LoRA's B learns `lora_plus_ratio`
     times as fast as the rest (LoRA+, Hayou et al. 2024, arXiv 2402.12354). kind: one of OPTIMIZERS; adamw's fused

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from common.choices import METHODS, OPTIMIZERS, PRECISIONS, QUANTS
+from common.choices import ATTENTIONS, CHAT_FORMATS, METHODS, OPTIMIZERS, PRECISIONS, QUANTS
 from common.options import Option
 
 DATASETS = ("squad", "squad_v2", "persianqa", "sample")
-DATA, MODEL, LORA, LOOP, WINDOWS, RUN = "Data", "Model", "LoRA", "Loop", "Windows and answers", "Run"
+DATA, MODEL, LORA, LOOP, RUN = "Data", "Model", "LoRA", "Loop", "Run"
+WINDOWS, PROMPTS = "Windows and answers", "Prompts of a decoder"
 
 TRAIN_OPTIONS = (
     Option("dataset", str, None, "A named data set, downloaded when needed; sample comes with the project.", DATA,
@@ -29,13 +30,17 @@ TRAIN_OPTIONS = (
     Option("tune", str, "full", "What learns: everything, the head alone, biases and head, LoRA adapter and head "
            "(qlora: with --quant nf4 and --checkpointing), virtual tokens and head, or a fusion of --adapter and head.",
            MODEL, choices=METHODS),
+    Option("head", str, None, "How a LLaMA answers: by what it says (answer), or with a span head as a BERT does; unset: "
+           "as it did, else answer.", MODEL, choices=("answer", "span")),
+    Option("attention", str, None, "Of a LLaMA with --head span: its own mask, or both ways; unset: as it was, else "
+           "causal.", MODEL, choices=ATTENTIONS),
     Option("quant", str, None, "Hold the frozen encoder in 4 bits, single without double quantisation.", MODEL,
            choices=QUANTS),
     Option("lora_rank", int, 8, "Rank of LoRA's updates.", LORA, minimum=1, maximum=4096),
     Option("lora_alpha", float, 16.0, "LoRA's alpha; updates are scaled by alpha / rank.", LORA, above=0),
     Option("lora_dropout", float, 0.0, "Probability of dropping inputs of the updates.", LORA, minimum=0, maximum=0.9),
-    Option("lora_targets", str, ["query", "value"], "Linear layers to adapt, by name or its last parts; all-linear.",
-           LORA, many=True, metavar="NAME"),
+    Option("lora_targets", str, None, "Linear layers to adapt, by name or its last parts; all-linear; unset: query value "
+           "of a BERT, q_proj k_proj v_proj o_proj of a LLaMA.", LORA, many=True, metavar="NAME"),
     Option("lora_rank_pattern", str, None, "Ranks for some layers: layer.5.attention.self.query=16.", LORA, many=True,
            metavar="NAME=RANK"),
     Option("rslora", bool, False, "Scale by alpha / sqrt(rank) instead.", LORA),
@@ -61,7 +66,8 @@ TRAIN_OPTIONS = (
     Option("precision", str, "auto", "Number format of the matrix products.", LOOP,
            choices=PRECISIONS),
     Option("device", str, "auto", "auto, cpu, cuda or cuda:1.", LOOP),
-    Option("window_length", int, 384, "Tokens in a window, question included.", WINDOWS, minimum=8),
+    Option("window_length", int, 384, "Tokens in a window, question included; in a decoder's prompt with its answer.",
+           WINDOWS, minimum=8),
     Option("window_overlap", int, None, "Tokens that neighbouring windows share (128 unless a step is given).",
            WINDOWS, minimum=0),
     Option("window_step", int, None, "Tokens from one window's start to the next, instead of an overlap.", WINDOWS,
@@ -70,6 +76,14 @@ TRAIN_OPTIONS = (
     Option("length_penalty", float, 0.0, "Taken off an answer's score for each token after its first.", WINDOWS,
            minimum=0),
     Option("n_best", int, 20, "Candidates kept per question.", WINDOWS, minimum=1),
+    Option("chat_format", str, None, "How turns are written; unset: as the checkpoint shows.", PROMPTS,
+           choices=CHAT_FORMATS),
+    Option("template", str, None, "What a decoder is asked, with {context} and {question}; unset: see --print-prompt.",
+           PROMPTS),
+    Option("no_answer_phrase", str, None, "What it is to say where there is none; unset: unanswerable.", PROMPTS),
+    Option("shots", Path, None, "A small data set whose questions and answers stand before every prompt.", PROMPTS,
+           metavar="FILE"),
+    Option("print_prompt", bool, False, "Print the first prompt and what is to be said after it, and stop.", PROMPTS),
     Option("out", Path, None, "Folder of the run; unset: runs/DATA-MODEL.", RUN, metavar="DIR"),
     Option("resume", bool, False, "Continue the run in --out exactly where its newest checkpoint stands.", RUN),
     Option("save_every", int, 200, "Steps between checkpoints.", RUN, minimum=1),

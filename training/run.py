@@ -21,7 +21,7 @@ from model.adapters import SHIPPED, is_adapter
 from training.folder import FORMAT
 from training.options import TRAIN_OPTIONS
 
-FREE_ON_RESUME = ("resume", "out", "recipe", "print_config")
+FREE_ON_RESUME = ("resume", "out", "recipe", "print_config", "print_prompt")
 USED_BY = {
     ("lora", "qlora"): (
         "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_rank_pattern", "rslora", "dora",
@@ -31,8 +31,8 @@ USED_BY = {
 }
 HARMLESS = ("keep", "save_every")  # may be given anew on --resume: they change no weight
 MODEL_FILES = (
-    "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "adapter_config.json",
-    "adapter_model.safetensors",
+    "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.txt",
+    "adapter_config.json", "adapter_model.safetensors",
 )
 
 
@@ -71,6 +71,8 @@ def settle_options(options):
         paths = getattr(options, name)
         if paths:
             options = options.replace(options.origins[name], **{name: [path.resolve() for path in paths]})
+    if options.shots is not None:
+        options = options.replace(options.origins["shots"], shots=options.shots.resolve())
     folder = Path(options.model).expanduser()
     if options.model != "minilm" and folder.is_dir():
         options = options.replace(options.origins["model"], model=str(folder.resolve()))

@@ -7,13 +7,11 @@ import numpy as np
 import torch
 
 from common.files import read_bytes, read_json, write_atomic, write_folder, write_json, write_pairs
-from data.decode import DecodeSettings
-from data.windows import WindowSettings
 from model.adapters import is_adapter
 from model.fusion import is_fusion
 from reader import Reader
-from settings import ReaderSettings
 from training.evaluate import PREDICTION_FILES, prediction_files
+from training.asking import settings_for
 from training.measure import latency, parameter_counts, parameter_groups, peak_memory_bytes
 from training.tuning import refuse_other_quant, tune
 
@@ -27,19 +25,16 @@ def seed_everything(seed):
 
 def build_reader(source, options, device, precision, may_lack_answer):
     """The Reader that is to be trained. A threshold of 0 stands until one is tuned."""
-    settings = ReaderSettings(
-        WindowSettings(options.window_length, options.window_overlap, options.window_step),
-        DecodeSettings(options.n_best, options.max_answer_tokens, options.length_penalty),
-        0.0 if may_lack_answer else None,
-        options.quant,
-    )
+    settings = settings_for(source, options, 0.0 if may_lack_answer else None)
     if is_adapter(source.folder):
         refuse_other_quant(source.folder, options)
     reader = Reader.load(
         source.folder, settings=settings, device=str(device), precision=precision, dropout=options.dropout,
-        attention_dropout=options.attention_dropout,
+        attention_dropout=options.attention_dropout, frozen=options.tune in ("lora", "qlora", "fusion"),
     )
-    reader.model.bert.encoder.gradient_checkpointing = options.checkpointing
+    for module in reader.model.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            module.gradient_checkpointing = options.checkpointing
     if not is_adapter(source.folder) and not is_fusion(source.folder):
         reader.base = source.name, source.revision
     tune(reader, options)
@@ -51,15 +46,15 @@ def print_setup(reader, source, train_set, dev_set, windows, precision, notices)
     for notice in [*train_set.notices, *(dev_set.notices if dev_set else []), *reader.notices, *notices]:
         print(f"note: {notice}")
     if dev_set:
-        shared = {e.context for e in train_set.examples} & {e.context for e in dev_set.examples}
+        shared = {e.context for e in train_set.examples} & {e.context for e in dev_set.examples} - {None}
         if shared:
             print(f"note: {len(shared)} contexts are in both the training and the dev set, so the scores flatter")
     if windows.cut_questions:
-        limit = windows.settings.question_limit
+        limit = reader.settings.question_limit
         print(f"note: {windows.cut_questions} questions are longer than {limit} tokens and were cut")
     if windows.unlabelled:
         where = windows.examples[windows.unlabelled[0]].where
-        print(f"note: {len(windows.unlabelled)} questions left out, no token touches their answer ({where} first)")
+        print(f"note: {len(windows.unlabelled)} questions left out, {windows.left_out} ({where} first)")
     trainable, total = parameter_counts(reader.model)
     revision = f" at {source.revision}" if source.revision else ""
     print(f"model: {source.name}{revision} ({reader.report})")

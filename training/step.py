@@ -27,41 +27,46 @@ class StepResult:
     updated: bool
 
 
-def span_loss(start_logits, end_logits, answer_mask, label):
+def span_loss(start_logits, end_logits, answer_mask, label, null=None):
     """Sum over windows of (CE(start) + CE(end)) / 2 (Devlin et al. 2018, section 4.2).
 
     start_logits, end_logits: (B, T) fp32; answer_mask: (B, T) bool, the slice; label: (B, R, 2) int64, the
     places of up to R references. The target is their mean: where two annotators start at token 7 and one at
     9, CE(start) = -(2 log p(7) + log p(9)) / 3. With one reference it is the cross entropy of the paper.
-    The softmax runs over [CLS] and the slice. The references run it over question and padding too; then
+    null: (B,) int64, the place of "no answer here"; None: a BERT's [CLS], the first.
+    The softmax runs over that and the slice. The references run it over question and padding too; then
     the loss of a window would depend on how far its neighbours in the batch made it be padded.
     """
-    allowed = answer_mask.clone()
-    allowed[:, 0] = True  # [CLS], the place of "no answer here"
+    if null is None:
+        null = torch.zeros(len(label), dtype=torch.long, device=label.device)
+    allowed = answer_mask.scatter(1, null[:, None], True)
     given = (label[..., 0] != NO_LABEL).float()  # (B, R)
     share = given / given.sum(1, keepdim=True)  # (B, R)
     loss = 0.0
     for logits, place in ((start_logits, label[..., 0]), (end_logits, label[..., 1])):
         log_p = logits.masked_fill(~allowed, float("-inf")).log_softmax(-1)  # (B, T)
-        loss = loss - (share * log_p.gather(1, place.clamp(min=0))).sum() / 2  # 0 is [CLS], always finite
+        place = torch.where(place == NO_LABEL, null[:, None], place)  # of no share, and always finite there
+        loss = loss - (share * log_p.gather(1, place)).sum() / 2
     return loss
 
 
-def answer_loss(logits, labels):
-    """Sum of CE over the tokens to be said. logits: (B, T, V) fp32. labels: (B, T) int64, IGNORED elsewhere."""
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+def answer_loss(logits, labels, share):
+    """Sum of share · CE over the tokens to be said. logits: (n, V) fp32. labels: (n,) int64. share: (n,) fp32."""
+    return (F.cross_entropy(logits, labels, reduction="none") * share).sum()
 
 
 def batch_loss(model, batch, device, precision):
     """The summed loss of a batch, of spans or of answers to be said, as its labels are."""
     with autocast(device, precision):
         if "labels" in batch:
-            logits = model(batch["input_ids"], batch["attention_mask"])
+            said = batch["labels"] != IGNORED  # (B, T); the output layer, of a whole vocabulary, is needed there alone
+            logits = model(batch["input_ids"], batch["attention_mask"], where=said)
         else:
             start, end = model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
     if "labels" in batch:
-        return answer_loss(logits, batch["labels"])
-    return span_loss(start, end, batch["answer_mask"], batch["label"])
+        share = batch["share"][:, None].expand_as(said)[said]
+        return answer_loss(logits, batch["labels"][said], share)
+    return span_loss(start, end, batch["answer_mask"], batch["label"], batch["null"])
 
 
 def accumulate(model, window_set, windows, max_tokens, *, device, precision, scaler):

@@ -6,17 +6,21 @@ from common.errors import InputError
 from model.adapters import adapter_name, is_adapter
 from model.fusion import add_fusion, tune_fusion
 from model.lora import LoraConfig
-from model.prompts import PromptedBert, tune_prompt
+from model.llama import LlamaConfig
+from model.prompts import has_prompt, tune_prompt
 from model.quant import FourBitLinear
 from model.tune import tune_bitfit, tune_full, tune_head, tune_lora
-from settings import SETTINGS_FILE, ReaderSettings
+from settings import stored_settings
 from training.run import asked
+
+
+USUAL_TARGETS = {"bert": ("query", "value"), "llama": ("q_proj", "k_proj", "v_proj", "o_proj")}
 
 
 def quant_of(folder):
     """How the base was held when an adapter was trained; None for in full."""
-    path = Path(folder) / SETTINGS_FILE
-    return ReaderSettings.from_file(path).quant if path.is_file() else None
+    settings = stored_settings(folder)
+    return settings.quant if settings else None
 
 
 def refuse_other_quant(folder, options):
@@ -32,7 +36,7 @@ def tune(reader, options):
     """The pass that --tune names; InputError where the model that is there does not allow it."""
     model, name = reader.model, options.model
     packed = any(isinstance(module, FourBitLinear) for module in model.modules())
-    if isinstance(model.bert, PromptedBert) and options.tune != "prompt":
+    if has_prompt(model) and options.tune != "prompt":
         raise InputError(f"--tune {options.tune}: {name} has virtual tokens; only --tune prompt trains them")
     if reader.adapter in getattr(model, "fusions", {}):
         raise InputError(f"--tune {options.tune}: {name} is a fusion, whose adapters are frozen")
@@ -40,6 +44,13 @@ def tune(reader, options):
         raise InputError(f"--tune {options.tune}: {name} is an adapter; --tune lora or qlora train it on")
     if packed and options.tune in ("full", "bitfit"):
         raise InputError(f"--tune {options.tune}: the weights of {name} are stored in 4 bits and cannot learn")
+    decoder = isinstance(model.config, LlamaConfig)
+    if decoder and options.tune == "prompt":
+        raise InputError("--tune prompt: virtual tokens stand before a BERT only; take --tune lora for a decoder")
+    if options.tune == "bitfit" and not any(part.endswith(".bias") for part, _ in model.named_parameters()):
+        raise InputError(f"--tune bitfit: {name} has no biases that could learn; take --tune lora")
+    if options.tune == "head" and decoder and model.config.tie_word_embeddings and hasattr(model, "lm_head"):
+        raise InputError(f"--tune head: the output layer of {name} is its word vectors; take --tune lora")
     whole = {"full": tune_full, "head": tune_head, "bitfit": tune_bitfit}
     if options.tune in whole:
         whole[options.tune](model)
@@ -53,7 +64,7 @@ def begin_lora(reader, options):
     settings, continued = reader.settings, reader.adapter is not None
     if continued:
         refuse_other_lora(reader.model.lora_configs[reader.adapter], options)
-    tune_lora(reader.model, lora_config(options))
+    tune_lora(reader.model, lora_config(options, reader.model.config))
     if not continued:
         reader.settings = settings
 
@@ -80,7 +91,7 @@ def begin_fusion(reader, options):
 
 def refuse_other_lora(config, options):
     """An adapter that goes on keeps its rank, alpha and the rest: refuse options that ask for others."""
-    wanted = lora_config(options)
+    wanted = lora_config(options, None)
     fields = {
         "lora_rank": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "lora_targets": "targets",
         "rslora": "rslora", "dora": "dora", "lora_rank_pattern": "rank_pattern",
@@ -98,8 +109,9 @@ def adapter_of_run(folder):
     return inside if is_adapter(inside) else folder
 
 
-def lora_config(options):
-    """The LoraConfig that the options describe."""
+def lora_config(options, config):
+    """The LoraConfig that the options describe. config: the model's, which says what is adapted unless told."""
+    usual = USUAL_TARGETS["llama" if isinstance(config, LlamaConfig) else "bert"]
     ranks = {}
     for text in options.lora_rank_pattern or ():
         name, _, rank = text.partition("=")
@@ -108,6 +120,6 @@ def lora_config(options):
         ranks[name] = int(rank)
     return LoraConfig(
         rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout, rslora=options.rslora,
-        targets=tuple(sorted({part for name in options.lora_targets for part in name.split(",")})), dora=options.dora,
+        targets=tuple(sorted({part for name in options.lora_targets or usual for part in name.split(",")})), dora=options.dora,
         rank_pattern=ranks,
     )

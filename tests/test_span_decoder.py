@@ -1,0 +1,131 @@
+"""A LLaMA with a span head: logits and files of transformers' class, both masks, training like a BERT's."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import infer
+import train
+from model.llama import LlamaConfig
+from model.llama_span import LlamaForQuestionAnswering
+from reader import Reader
+from tests.tiny_decoder import TINY, make_folder
+from tests.tiny_run import arguments, examples, write_squad
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("span")
+    write_squad(folder / "train.json", range(9))
+    write_squad(folder / "dev.json", range(9, 13))
+    return folder, make_folder(folder / "llama", initializer_range=0.1)
+
+
+def run(place, out, **changes):
+    usual = {"max_steps": 4, "save_every": 2, "head": "span", "window_length": 90}
+    return train.main(list(map(str, arguments(*place, out, **usual | changes))))
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_padding_and_masks(attention):
+    """On the right padding shows to nobody; a causal token knows only what stands before it, a free one all."""
+    torch.manual_seed(3)
+    model = LlamaForQuestionAnswering(LlamaConfig(71, **TINY), causal=attention == "causal").eval()
+    ids = torch.randint(0, 71, (2, 9))
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[1, 6:] = False
+    with torch.no_grad():
+        start, end = model(ids, None, mask)
+        alone = model(ids[1:, :6])
+        assert (start[1, :6] - alone[0][0]).abs().max() < 1e-5 and (end[1, :6] - alone[1][0]).abs().max() < 1e-5
+        changed = ids.clone()
+        changed[0, 7] = (ids[0, 7] + 1) % 71
+        moved = (model(changed, None, mask)[0][0] - start[0]).abs() > 1e-6
+    assert moved[7:].all() and moved[:7].all() == (attention == "bidirectional") and moved[:7].any() == moved[:7].all()
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_it_trains_and_answers_with_spans(place, tmp_path, capsys, attention):
+    out = tmp_path / "run"
+    assert run(place, out, attention=attention, eval_first=True) == 0
+    assert json.loads((out / "model/reader.json").read_text())["attention"] == attention
+    reader = Reader.load(out / "model", device="cpu", precision="fp32")
+    assert reader.model.transformer.causal is (attention == "causal") and not reader.report.new
+    (prediction,) = reader.predict(list(examples([3])))
+    assert prediction.spans and prediction.null is not None
+    capsys.readouterr()
+    ask = ["--model", str(out), "--question", "Who?", "--context", "A miller lived there.", "--json"]
+    assert infer.main(ask) == 0
+    assert "answer" in json.loads(capsys.readouterr().out)
+    if attention == "causal":
+        import transformers
+
+        theirs = transformers.LlamaForQuestionAnswering.from_pretrained(out / "model").eval()
+        ids = torch.randint(0, 600, (2, 17))
+        with torch.no_grad():
+            mine, other = reader.model.eval()(ids), theirs(ids)
+        assert (mine[0] - other.start_logits).abs().max() < 1e-4 and (mine[1] - other.end_logits).abs().max() < 1e-4
+
+
+def test_no_answer_is_the_last_token(place, tmp_path):
+    assert run(place, tmp_path / "run") == 0
+    reader = Reader.load(tmp_path / "run/model", device="cpu", precision="fp32")
+    from data.readers import read_dataset
+
+    some = read_dataset(place[0] / "dev.json").examples
+    windows = reader.training_set(some)
+    batch = windows.fill(range(len(windows)))
+    assert (batch["null"] == windows.length - 1).all()
+    assert {tuple(pair) for row, pair in zip(windows.length, windows.label[:, 0].tolist()) if pair[0] == row - 1}
+    ids = [row[:length] for row, length in zip(batch["input_ids"].tolist(), windows.length)]
+    assert all(row[0] == 1 and row[-1] == 2 for row in ids)  # <s> … </s>
+    prediction = next(iter(reader.predict(some[:1])))
+    with torch.no_grad():
+        tensor = torch.tensor([ids[0]])
+        start, end = reader.model.eval()(tensor)
+    if prediction.windows == 1:
+        assert prediction.null == pytest.approx((start[0, -1].item(), end[0, -1].item()), abs=1e-4)
+
+
+def test_lora_brings_its_head_and_peft_opens_it(place, tmp_path):
+    import peft
+    import transformers
+
+    assert run(place, tmp_path / "run", tune="lora", lora_rank=3) == 0
+    config = json.loads((tmp_path / "run/model/adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["qa_outputs"] and config["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    reader = Reader.load(tmp_path / "run/model", device="cpu", precision="fp32")
+    # from_pretrained would make all weights anew: it does not find a causal checkpoint's names (transformers#30381)
+    base = transformers.LlamaForQuestionAnswering(transformers.LlamaConfig.from_pretrained(place[1]))
+    tensors = {
+        name.replace("model.", "transformer.", 1): tensor
+        for name, tensor in load_file(place[1] / "model.safetensors").items() if name != "lm_head.weight"
+    }
+    lacking, unknown = base.load_state_dict(tensors, strict=False)
+    assert lacking == ["qa_outputs.weight", "qa_outputs.bias"] and not unknown
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "run/model").eval()
+    ids = torch.randint(0, 600, (2, 17))
+    with torch.no_grad():
+        assert (reader.model.eval()(ids)[0] - theirs(ids).start_logits).abs().max() < 1e-4
+    assert run(place, tmp_path / "more", tune="lora", lora_rank=3, head=None, model=tmp_path / "run/model") == 0
+    assert (tmp_path / "more/model/reader.json").is_file()  # it goes on as it began
+    before, after = (load_file(tmp_path / r / "model/adapter_model.safetensors") for r in ("run", "more"))
+    assert before.keys() == after.keys()
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [({"head": "answer", "attention": "causal"}, "--attention is for a LLaMA with --head span"),
+     ({"template": "{context}{question}"}, "--template is for a decoder"), ({"tune": "prompt"}, "before a BERT only")],
+)
+def test_what_cannot_be_is_said(place, tmp_path, capsys, changes, sentence):
+    assert run(place, tmp_path / "out", **changes) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_bert_has_no_words(place, tmp_path, capsys, tiny_folder):
+    argv = arguments(place[0], tiny_folder, tmp_path / "out", head="answer")
+    assert train.main(list(map(str, argv))) == 2
+    assert "which finds spans and says nothing" in capsys.readouterr().err

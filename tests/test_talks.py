@@ -1,0 +1,164 @@
+"""Questions without texts: reading them, chats as prompts, training on them, and answers said freely."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+
+import infer
+import train
+from common.errors import InputError
+from data.chat import FORMATS, encode_chat
+from data.prompts import IGNORED, PromptSettings, TalkSet
+from data.readers import read_dataset
+from metrics import corpus_bleu, f1_v1, rouge_l
+from tests.tiny_decoder import make_folder, make_tokenizer
+from tests.tiny_run import arguments, write_squad
+
+RECORDS = [
+    {"question": "Where is the mill?", "answer": "By the old river."},
+    {"question": "Name its colours.", "answer_keywords": ["red", " white"], "id": 7},
+    {"question": "And who built it?", "answer": ["Ada.", "Ada did, in 1807."], "history": [["Is it old?", "Very."]]},
+    {"question": "Why?", "answers": "For flour.", "history": [
+        {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it used?"},
+        {"role": "assistant", "content": "Yes."}], "colour": 3},
+]
+
+
+def write(path, records):
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return path
+
+
+def test_records_become_questions(tmp_path):
+    dataset = read_dataset(write(tmp_path / "talk.json", RECORDS))
+    assert not dataset.has_texts and not dataset.may_lack_answer
+    assert [e.id for e in dataset.examples] == ["talk:1", "7", "talk:3", "talk:4"]
+    texts = [[a.text for a in e.answers] for e in dataset.examples]
+    assert texts == [["By the old river."], ["red, white"], ["Ada.", "Ada did, in 1807."], ["For flour."]]
+    assert dataset.examples[2].history == (("user", "Is it old?"), ("assistant", "Very."))
+    assert [role for role, _ in dataset.examples[3].history] == ["system", "user", "assistant"]
+    assert dataset.notices == [f"{tmp_path / 'talk.json'}: extra keys left unread: colour (1)"]
+    assert read_dataset(write(tmp_path / "asked.json", [{"question": "Who?"}])).examples[0].answers is None
+
+
+@pytest.mark.parametrize(
+    "record, sentence",
+    [
+        ({"answer": "x"}, r'\[1\]: "question" is missing'),
+        ({"question": "q", "answer": ""}, r"\[1\].answer: an answer cannot be empty"),
+        ({"question": "q", "answer": "a", "answer_keywords": ["a"]}, "answer and answer_keywords both give the answer"),
+        ({"question": "q", "answer_keywords": ["a", 3]}, r"answer_keywords\[1\]: expected"),
+        ({"question": "q", "context": "c", "answer": "a"}, "part the two kinds"),
+        ({"question": "q", "history": [["a"]]}, r"\[1\].history\[0\]: expected a question and its answer"),
+        ({"question": "q", "history": [{"role": "judge", "content": ""}]}, "role: expected one of system, user"),
+        ({"question": "q", "history": [{"role": "user", "content": "x"}]}, "the assistant last"),
+        (3, r"\[1\]: expected an object"),
+    ],
+)
+def test_faults_are_named(tmp_path, record, sentence):
+    with pytest.raises(InputError, match=sentence):
+        read_dataset(write(tmp_path / "talk.json", [RECORDS[0], record]))
+
+
+def test_the_two_kinds_do_not_mix(tmp_path):
+    paths = [write_squad(tmp_path / "texts.json", [1]), write(tmp_path / "talk.json", RECORDS)]
+    with pytest.raises(InputError, match="talk.json: asks without texts, and .*texts.json about texts"):
+        read_dataset(paths)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_prompts_are_chats_with_the_turns_before(tmp_path, name):
+    tokenizer, chat = make_tokenizer(), FORMATS[name]
+    tokenizer.encode_special_tokens = True
+    some = read_dataset(write(tmp_path / "talk.json", RECORDS)).examples
+    settings = PromptSettings(length=120, max_answer=30)
+    talks = TalkSet(some, tokenizer, chat, settings, with_labels=True, pad=3)
+    assert talks.example.tolist() == [0, 1, 2, 2, 3] and talks.share.tolist() == [1, 1, 0.5, 0.5, 1]
+    asked = [*some[2].history, ("user", some[2].question)]
+    assert talks.prompt_ids(3) == encode_chat(tokenizer, asked, chat)
+    # what is said is what the format would write as the assistant's turn
+    with_answer = encode_chat(tokenizer, [*asked, ("assistant", "Ada."), ("user", "x")], chat)
+    whole = talks.prompt_ids(2) + talks.answers[2]
+    decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=False).replace(" </s>", "</s>")  # noqa: E731
+    assert decode(with_answer).startswith(decode(whole))
+    batch = talks.fill(np.arange(5))
+    assert (batch["labels"] != IGNORED).sum() == talks.said.sum() and batch["share"].tolist() == talks.share.tolist()
+    assert talks.units(np.arange(5)) == pytest.approx(talks.said[[0, 1, 4]].sum() + talks.said[2:4].sum() / 2)
+    short = TalkSet(some, tokenizer, chat, PromptSettings(length=67, max_answer=12), with_labels=True)
+    assert short.length.max() <= 67
+    first = TalkSet(some, tokenizer, chat, settings, with_labels=True, references="first")
+    assert first.example.tolist() == [0, 1, 2, 3]
+
+
+def test_what_does_not_fit_is_left_away(tmp_path):
+    tokenizer, chat = make_tokenizer(), FORMATS["tinyllama"]
+    history = [["What is it? " * 3, f"Answer number {k}."] for k in range(9)]
+    record = {"question": "And what else is there to see? " * 9, "answer": "Nothing.", "history": history}
+    some = read_dataset(write(tmp_path / "talk.json", [record])).examples
+    talks = TalkSet(some, tokenizer, chat, PromptSettings(length=150, max_question=20, max_answer=9), with_labels=True)
+    text = tokenizer.decode(talks.prompt_ids(0), skip_special_tokens=False)
+    assert talks.cut_questions == 1 and "number 8" in text and "number 0" not in text and len(talks.prompts[0]) <= 140
+    with pytest.raises(InputError, match="leave no room for this question"):
+        TalkSet(some, tokenizer, chat, PromptSettings(length=30, max_answer=9))
+    none = TalkSet(some, tokenizer, chat, PromptSettings(length=150, max_answer=1), with_labels=True)
+    assert none.unlabelled == [0] and len(none) == 0
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A run that learned RECORDS by heart."""
+    folder = tmp_path_factory.mktemp("talk")
+    for name in ("train", "dev"):
+        write(folder / f"{name}.json", RECORDS)
+    model = make_folder(folder / "llama", initializer_range=0.1)
+    argv = arguments(
+        folder, model, folder / "run", window_length=120, max_steps=60, lr=0.01, save_every=60, eval_every=30,
+        eval_first=True, tokens_per_micro_batch=2000,
+    )
+    assert train.main(list(map(str, argv))) == 0
+    return folder
+
+
+def test_training_on_talks_is_scored_with_bleu_and_rouge(learned):
+    metrics = json.loads((learned / "run/metrics.json").read_text())
+    said = json.loads((learned / "run/predictions.json").read_text())
+    examples = read_dataset(learned / "dev.json").examples
+    pairs = [(said[e.id], [a.text for a in e.answers]) for e in examples]
+    assert metrics["bleu"] == pytest.approx(corpus_bleu(*zip(*pairs)))
+    assert metrics["rouge_l"] == pytest.approx(100 * sum(rouge_l(*pair) for pair in pairs) / 4)
+    assert metrics["f1"] == pytest.approx(100 * sum(max(f1_v1(text, r) for r in texts) for text, texts in pairs) / 4)
+    assert metrics["evaluations"][0]["f1"] < 30 < metrics["f1"] and said["dev:1"] == "By the old river."
+
+
+def test_infer_answers_without_a_text(learned, capsys, monkeypatch, tmp_path, tiny_folder):
+    ask = ["--model", str(learned / "run"), "--chat"]
+    assert infer.main([*ask, "--question", "Where is the mill?", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["answer"] == "By the old river." and found["start"] is None and 0 < found["score"] <= 1
+    script = "Is it old?\nWhere is the mill?\n/quit\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(script.encode())))
+    seen = []
+    monkeypatch.setattr("reader.Reader.predict", lambda self, examples, **_: seen.append(examples[0]) or iter(
+        [self.way.predict(examples, self.settings, adapter=None, offer_null=False, progress=None,
+                          tokens_per_batch=None).__next__()]))
+    assert infer.main(ask) == 0
+    assert "not in the text" not in capsys.readouterr().out
+    assert [e.question for e in seen] == ["Is it old?", "Where is the mill?"]
+    assert seen[0].history == () and [text for _, text in seen[1].history][0] == "Is it old?"
+    monkeypatch.undo()
+    argv = ["--model", str(learned / "run"), "--predict", str(learned / "dev.json"), "--out", str(tmp_path / "out")]
+    assert infer.main(argv) == 0
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    run_metrics = json.loads((learned / "run/metrics.json").read_text())
+    assert all(metrics[name] == run_metrics[name] for name in ("f1", "bleu", "rouge_l", "total"))
+    assert "not_in_text" not in metrics
+    assert infer.main(["--model", str(tiny_folder), "--chat", "--question", "Who?"]) == 2
+    assert "--chat is for a decoder" in capsys.readouterr().err
+
+
+def test_a_bert_cannot_learn_them(learned, tiny_folder, tmp_path, capsys):
+    assert train.main(list(map(str, arguments(learned, tiny_folder, tmp_path / "out")))) == 2
+    assert "a question without a text, which only a decoder answers" in capsys.readouterr().err

@@ -1,0 +1,268 @@
+"""train.py and infer.py with a decoder: the same loop and files as a BERT's, answers that are spans, exact resume."""
+
+import io
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import infer
+import merge
+import train
+from data.chat import FORMATS, encode_chat, modelfile
+from data.prompts import PromptSettings
+from reader import Reader
+from tests.tiny_decoder import make_folder, make_tokenizer
+from tests.tiny_run import Nursery, arguments, read_log, write_squad
+
+LORA = {"tune": "lora", "lora_rank": 3, "lora_alpha": 7, "lora_dropout": 0.1}
+SHORT = {"template": "{context} {question}", "window_length": 90, "window_overlap": 9, "max_answer_tokens": 5}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """(folder with train.json and dev.json, a decoder's folder)."""
+    folder = tmp_path_factory.mktemp("decoder")
+    write_squad(folder / "train.json", range(9))
+    write_squad(folder / "dev.json", range(9, 13))
+    return folder, make_folder(folder / "llama", initializer_range=0.1)
+
+
+def run(place, out, **changes):
+    return train.main(list(map(str, arguments(*place, out, **{"max_steps": 4, "save_every": 2} | SHORT | changes))))
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        found = model(ids)
+    return getattr(found, "logits", found)
+
+
+@pytest.fixture(scope="module")
+def full(place, tmp_path_factory):
+    out = tmp_path_factory.mktemp("full") / "run"
+    assert run(place, out, eval_every=2, eval_first=True) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def lora(place, tmp_path_factory):
+    out = tmp_path_factory.mktemp("lora") / "run"
+    assert run(place, out, **LORA) == 0
+    return out
+
+
+def test_a_full_run_is_scored_and_opens_in_transformers(full, place):
+    import transformers
+
+    metrics = json.loads((full / "metrics.json").read_text())
+    assert [e["step"] for e in metrics["evaluations"]] == [0, 2, 4] and metrics["total"] == 8
+    assert {"HasAns_f1", "NoAns_f1", "threshold_halves"} <= set(metrics)
+    log = read_log(full)
+    assert len(log) == 4 and log[-1]["loss"] < log[0]["loss"]
+    predictions = json.loads((full / "predictions.json").read_text())
+    texts = [p["context"] for p in json.loads((place[0] / "dev.json").read_text())["data"][0]["paragraphs"]]
+    assert len(predictions) == 8 and all(any(said in text for text in texts) for said in predictions.values())
+    names = {path.name for path in (full / "model").iterdir()}
+    assert names == {
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "speaker.json", "Modelfile"
+    }
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(full / "model").eval()
+    assert theirs.config.eos_token_id == 2
+    ours = Reader.load(full / "model", device="cpu", precision="fp32")
+    ids = torch.randint(0, 600, (2, 17))
+    assert (logits(ours.model.eval(), ids) - logits(theirs, ids)).abs().max() < 1e-4
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(full / "model")
+    text = "A miller lived there for 5 years."
+    ours_ids = ours.tokenizer.encode(text, add_special_tokens=False).ids
+    assert their_tokenizer.encode(text, add_special_tokens=False) == ours_ids
+    assert their_tokenizer.chat_template == "{{ '<|user|>' }}" and ours.settings.chat == "llama3"
+
+
+def test_an_adapter_goes_to_peft_and_comes_back(lora, place):
+    import peft
+    import transformers
+
+    assert {path.name for path in (lora / "model").iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "speaker.json"
+    }
+    config = json.loads((lora / "model/adapter_config.json").read_text())
+    assert config["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"] and config["task_type"] == "CAUSAL_LM"
+    reader = Reader.load(lora / "model", device="cpu", precision="fp32")
+    base = transformers.AutoModelForCausalLM.from_pretrained(place[1])
+    theirs = peft.PeftModel.from_pretrained(base, lora / "model").eval()
+    ids = torch.randint(0, 600, (2, 17))
+    mine = logits(reader.model.eval(), ids)
+    assert (mine - logits(theirs, ids)).abs().max() < 1e-4
+    reader.set_adapter(None)
+    assert (mine - logits(reader.model, ids)).abs().max() > 1e-3
+
+
+def test_an_adapter_of_peft_is_trained_on(place, tmp_path):
+    import peft
+    import transformers
+
+    base = transformers.AutoModelForCausalLM.from_pretrained(place[1])
+    base.name_or_path = base.config._name_or_path = str(place[1])
+    made = peft.get_peft_model(base, peft.LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "v_proj"]))
+    made.save_pretrained(tmp_path / "theirs")
+    assert run(place, tmp_path / "out", model=tmp_path / "theirs", tune="lora") == 0
+    config = json.loads((tmp_path / "out/model/adapter_config.json").read_text())
+    assert (config["r"], config["target_modules"]) == (3, ["q_proj", "v_proj"])
+
+
+@pytest.mark.parametrize("tune", ["qlora", "head"])
+def test_other_ways_of_tuning(place, tmp_path, tune):
+    assert run(place, tmp_path / "out", tune=tune) == 0
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["trainable_parameters"] > 0
+    if tune == "head":
+        before, after = (load_file(f / "model.safetensors") for f in (place[1], tmp_path / "out/model"))
+        assert [name for name in before if not torch.equal(before[name], after[name])] == ["lm_head.weight"]
+    else:
+        reader = Reader.load(tmp_path / "out/model", device="cpu", precision="fp32")
+        assert reader.settings.quant == "nf4" and reader.report.fingerprint
+        assert json.loads((tmp_path / "out/model/speaker.json").read_text())["quant"] == "nf4"
+
+
+@pytest.mark.parametrize("flags", [{}, LORA, LORA | {"tune": "qlora"}], ids=["full", "lora", "qlora"])
+def test_a_run_killed_anywhere_ends_bit_identical(place, tmp_path, flags):
+    with Nursery(tmp_path) as nursery:
+        changes = SHORT | {"max_steps": 6, "eval_every": 3, "save_every": 2} | flags
+        assert nursery.run(arguments(*place, tmp_path / "whole", **changes)) == 0, nursery.err.read_text()
+        for number, kill in enumerate((("training.step", "answer_loss", 9), ("training.setup", "save_best", 2))):
+            argv = arguments(*place, tmp_path / f"cut{number}", **changes)
+            assert nursery.run(argv, kill) == -9
+            assert nursery.run([*argv, "--resume"]) == 0, nursery.err.read_text()
+    weights = "model/adapter_model.safetensors" if flags else "model/model.safetensors"
+    for name in (weights, "model/speaker.json", "predictions.json", "checkpoints/step-00000006/model.safetensors"):
+        wanted = (tmp_path / "whole" / name).read_bytes()
+        assert all((tmp_path / f"cut{n}" / name).read_bytes() == wanted for n in range(2)), name
+
+
+def test_print_prompt_shows_what_is_asked(place, capsys, tmp_path):
+    argv = arguments(
+        *place, tmp_path / "none", chat_format="llama2", no_answer_phrase="nowhere", print_prompt=True, window_length=120,
+    )
+    assert train.main([*map(str, argv), "--template", "Read {context} Say: {question}"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("<s>[INST] Read The river runs past") and "Say: How long did the miller live there? [/INST]" in said
+    assert said.endswith("--- and then it is to say:\n5 years</s>\n")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"tune": "prompt"}, "virtual tokens stand before a BERT only"), ({"tune": "bitfit"}, "has no biases"),
+        ({"length_penalty": 0.5}, "--length-penalty is for a span head"), ({"template": "no slots"}, "needs {context}"),
+        ({"window_overlap": None, "window_step": 9}, "--window-step is for a span head"),
+        ({"window_length": 300}, "longer than this model's 256 positions"), ({"dev": "talk"}, "one kind at a time"),
+    ],
+)
+def test_what_cannot_be_is_said(place, tmp_path, capsys, changes, sentence):
+    if changes.get("dev"):
+        changes = {"train": None, "dev": tmp_path / "talk.json"}
+        changes["dev"].write_text('[{"question": "Who?", "answer": "Ada"}]')
+        assert run(place, tmp_path / "out", **changes | {"train": changes["dev"], "dev": place[0] / "dev.json"}) == 2
+        assert "dev.json: asks about texts, the training data without texts" in capsys.readouterr().err
+        return
+    assert run(place, tmp_path / "out", **changes) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bert_takes_no_prompt(tiny_folder, place, tmp_path, capsys):
+    argv = arguments(place[0], tiny_folder, tmp_path / "out", print_prompt=True)
+    assert train.main(list(map(str, argv))) == 2
+    assert "--print-prompt is for a decoder" in capsys.readouterr().err
+    argv = ["--model", tiny_folder, "--question", "q", "--context", "c", "--decode", "greedy"]
+    assert infer.main(list(map(str, argv))) == 2
+    assert "--decode is for a decoder" in capsys.readouterr().err
+
+
+def answered(capsys, *argv):
+    assert infer.main([*map(str, argv), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_infer_serves_a_decoder_without_being_told(full, lora, place, tmp_path, capsys, monkeypatch):
+    context = "The river runs past the old mill. A miller lived there for 5 years."
+    for model in (full, lora):
+        found = answered(capsys, "--model", model, "--question", "How long?", "--context", context)
+        shown = [*found["runners_up"], *([found] if found["answer"] else [])]
+        assert all(context[one["start"] : one["end"]] == one.get("text", one.get("answer")) for one in shown)
+    ask = ["--model", full, "--question", "How long?", "--context", context, "--null-threshold", 1e6]
+    assert context.count(answered(capsys, *ask)["answer"]) > 0
+    free = answered(capsys, *ask, "--decode", "greedy")
+    assert (free["start"] is None) == (free["answer"] not in context)
+    drawn = [answered(capsys, *ask, "--decode", "sample", "--temperature", 3, "--seed", s)["answer"] for s in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert infer.main(list(map(str, [*ask, "--top-p", 0.5]))) == 2
+    assert "--top-p is for --decode sample" in capsys.readouterr().err
+    shot = {"context": "Ada lived in Riga.", "question": "Where?", "answers": [{"text": "Riga", "answer_start": 13}]}
+    (tmp_path / "shots.json").write_text(json.dumps([shot]))
+    with_shots = answered(capsys, *ask, "--shots", tmp_path / "shots.json", "--window-length", 250)
+    assert with_shots["score"] != answered(capsys, *ask)["score"]
+    assert infer.main(list(map(str, [*ask, "--chat-format", "llama4"]))) == 2
+    capsys.readouterr()
+    script = f"{context}\nHow long did he live there?\n/top\n/quit\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(script.encode())))
+    assert infer.main(["--model", str(full), "--decode", "greedy"]) == 0
+    assert "not in the text" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("decode", ["span", "greedy"])
+def test_a_file_of_questions(full, place, tmp_path, capsys, decode):
+    out = tmp_path / decode
+    argv = ["--model", full, "--predict", place[0] / "dev.json", "--out", out, "--decode", decode]
+    assert infer.main(list(map(str, argv))) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    said = json.loads((out / "predictions.json").read_text())
+    assert metrics["total"] == 8 and len(said) == 8 and metrics["seconds_per_question"]["p50"] > 0
+    paragraphs = json.loads((place[0] / "dev.json").read_text())["data"][0]["paragraphs"]
+    contexts = {q["id"]: p["context"] for p in paragraphs for q in p["qas"]}
+    outside = sum(text not in contexts[name] for name, text in said.items())
+    if decode == "span":
+        own = json.loads((full / "predictions.json").read_text())
+        assert said == own and "not_in_text" not in metrics and outside == 0
+    else:
+        assert metrics["not_in_text"] == outside
+        assert f"note: {outside} of 8 answers stand nowhere in their text" in capsys.readouterr().err
+
+
+def test_merged_adapters_are_whole_models_with_a_modelfile(lora, place, tmp_path, capsys):
+    import transformers
+
+    assert merge.main(["--adapter", str(lora), "--out", str(tmp_path / "merged"), "--precision", "fp32"]) == 0
+    assert "ollama create NAME -f" in capsys.readouterr().out
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    unmerged, merged = (Reader.load(f, device="cpu", precision="fp32") for f in (lora / "model", tmp_path / "merged"))
+    ids = torch.randint(0, 600, (2, 17))
+    wanted = logits(unmerged.model.eval(), ids)
+    assert merged.adapter is None and merged.settings == unmerged.settings
+    assert (logits(theirs, ids) - wanted).abs().max() < 1e-4 and (logits(merged.model, ids) - wanted).abs().max() < 1e-4
+    lines = (tmp_path / "merged/Modelfile").read_text().splitlines()
+    assert lines[1] == "FROM ." and 'PARAMETER stop "<|eot_id|>"' in lines
+
+
+def test_what_merges_over_4_bits(place, tmp_path, capsys):
+    assert run(place, tmp_path / "run", **LORA | {"tune": "qlora"}) == 0
+    argv = ["--adapter", tmp_path / "run", "--out", tmp_path / "out", "--dev", place[0] / "dev.json", "--precision", "fp32"]
+    assert merge.main(list(map(str, [*argv, "--way", "requantised"]))) == 0
+    table = capsys.readouterr().out
+    assert all(way in table for way in ("unmerged", *merge.WAYS))
+    assert not (tmp_path / "out/Modelfile").exists()  # Ollama takes no bitsandbytes weights
+    assert Reader.load(tmp_path / "out", device="cpu", precision="fp32").settings.quant == "nf4"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_modelfile_asks_in_the_chat_format(name):
+    tokenizer = make_tokenizer()
+    text = modelfile(FORMATS[name], PromptSettings(length=77, max_answer=9))
+    turn = text.split('"""')[1].replace("{{ .Prompt }}", "When?").replace("{{ .Response }}", "Now.")
+    asked = encode_chat(tokenizer, [("user", "When?")], FORMATS[name])
+    wanted = tokenizer.decode(asked[len(FORMATS[name].begin) :], skip_special_tokens=False)
+    assert turn.startswith(wanted) and turn.endswith(f"Now.{FORMATS[name].end}")
+    assert "num_ctx 77" in text and "num_predict 10" in text
