@@ -17,7 +17,7 @@ from common.files import read_json, write_json
 from data.batches import split_by_tokens, to_tensors
 from data.decode import DecodeSettings, QuestionSpans, best_spans
 from data.examples import Example
-from data.tokenizer import load_tokenizer, save_tokenizer
+from data.tokenizer import load_tokenizer, pair_layout, save_tokenizer
 from data.windows import WindowSet, WindowSettings
 from model.adapters import is_adapter, load_adapter, read_adapter, read_base, save_adapter
 from model.bert import BertConfig
@@ -92,7 +92,7 @@ class ReaderSettings:
 
 def default_settings(config):
     """For a folder without reader.json: 384 tokens, a third of them overlap, or what the model's positions allow."""
-    length = min(384, config.max_position_embeddings)
+    length = min(384, config.positions)
     return ReaderSettings(WindowSettings(length, overlap=length // 3))
 
 
@@ -131,10 +131,15 @@ class Reader:
     def settings(self, settings):
         self.all_settings[self.adapter] = self.checked(settings)
 
+    @property
+    def question_limit(self):
+        """Tokens that a question may have; of a longer one the rest is cut."""
+        return self.settings.windows.longest_question(pair_layout(self.tokenizer).specials)
+
     def checked(self, settings):
         """`settings`, when the model has positions enough for their windows; InputError otherwise."""
         known = room(self.model)
-        if settings.windows.check().length > known:
+        if settings.windows.check(pair_layout(self.tokenizer).specials).length > known:
             raise InputError(
                 f"windows of {settings.windows.length} tokens are longer than this model's {known} positions; "
                 "choose a shorter window"
@@ -242,7 +247,7 @@ class Reader:
             save_prompt(self.model, folder, base=base, revision=revision, fingerprint=self.report.fingerprint)
         else:
             save_weights(self.model, folder)
-            save_tokenizer(self.tokenizer, folder)
+            save_tokenizer(self.tokenizer, folder, self.model.config.family.token_types)
         write_json(folder / SETTINGS_FILE, self.settings.to_dict())
 
     def predict(self, examples, *, offer_null=None, progress=None, tokens_per_batch=TOKENS_PER_BATCH):

@@ -22,6 +22,7 @@ HUB_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.txt",
+    "vocab.json",
     "merges.txt",
     "special_tokens_map.json",
 )
