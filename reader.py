@@ -299,15 +299,30 @@ class Reader:
         return [runs[k] for k in np.random.default_rng(0).permutation(len(runs))]
 
     @torch.inference_mode()
-    def _score(self, windows, batch, adapter, decode):
-        """Candidates (see `best_spans`) and null logits (B, 2) of a batch of windows, as numpy."""
+    def _logits(self, windows, batch, adapter):
+        """Start and end logits (B, T) fp32 of a batch of windows, and where an answer may lie, on the device."""
         self.model.eval()
         tensors = to_tensors(windows.fill(batch), self.device)
         switch = switch_of(self.model)
         with autocast(self.device, self.precision), switch.using(adapter) if switch else nullcontext():
             start, end = self.model(tensors["input_ids"], tensors["token_type_ids"], tensors["attention_mask"])
-        candidates = best_spans(start, end, tensors["answer_mask"], decode)
+        return start, end, tensors["answer_mask"]
+
+    @torch.inference_mode()
+    def _score(self, windows, batch, adapter, decode):
+        """Candidates (see `best_spans`) and null logits (B, 2) of a batch of windows, as numpy."""
+        start, end, answer_mask = self._logits(windows, batch, adapter)
+        candidates = best_spans(start, end, answer_mask, decode)
         return candidates, torch.stack([start[:, 0], end[:, 0]], 1).cpu().numpy()
+
+    def logits(self, windows, *, tokens_per_batch=TOKENS_PER_BATCH):
+        """Yield (a batch's windows, start logits, end logits, where an answer may lie) of a WindowSet, in any order.
+
+        For those who decode otherwise than `predict`. The last three are (B, T); the first token's logits are the null.
+        """
+        adapter = self.adapter
+        for batch in self._batches(windows, tokens_per_batch):
+            yield batch, *self._logits(windows, batch, adapter)
 
     def ask(self, question, context):
         """The Prediction for one question about one text, and the seconds it took."""

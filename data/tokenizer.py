@@ -86,6 +86,20 @@ def load_tokenizer(folder, vocab_size=None):
     return tokenizer
 
 
+def specials_among_pieces(tokenizer):
+    """(ids of special tokens that a text could forge, what stands for them there).
+
+    A unigram model has "</s>" among its pieces, so that it finds it in a text even where special tokens are not looked
+    for; byte pairs and word pieces never grow into one.
+    """
+    unknown = tokenizer.token_to_id(ROBERTA_TOKENS[1])
+    if type(tokenizer.model) is not models.Unigram or unknown is None:
+        return [], unknown
+    added = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    named = {tokenizer.token_to_id(token) for token in (*ROBERTA_TOKENS, "<mask>")}
+    return sorted((added | named) - {unknown, None}), unknown
+
+
 def read_tokenizer(folder):
     """(the file that says most about it, the tokenizer) of a model folder; InputError without a readable one."""
     path = folder / "tokenizer.json"

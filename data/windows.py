@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import InputError
-from data.tokenizer import is_word_piece, pair_layout
+from data.tokenizer import is_word_piece, pair_layout, specials_among_pieces
 
 TOKENIZER_BATCH = 512  # texts handed to the tokenizer at once: enough to use every core
 PIECE_CHARACTERS = 200_000  # a book is tokenised in pieces of about this size, so that memory stays bounded
@@ -130,6 +130,7 @@ def encode(tokenizer, texts, with_words=False):
     command line become, goes to the tokenizer as U+FFFD: one character for one, so offsets stay.
     """
     texts = [SURROGATE.sub("\ufffd", text) for text in texts]
+    specials, unknown = specials_among_pieces(tokenizer)
     gap = GAP if is_word_piece(tokenizer) else SINGLE_SPACE
     pieces = [(number, start, piece) for number, text in enumerate(texts) for start, piece in split_long(text, gap)]
     found = [([], [], []) for _ in texts]
@@ -146,7 +147,10 @@ def encode(tokenizer, texts, with_words=False):
                 before = words[-1][-1] + 1 if words and len(words[-1]) else 0
                 words.append(np.array(encoding.word_ids, np.int32) + np.int32(before))
     for ids, offsets, words in found:
-        rows = np.concatenate(ids), np.concatenate(offsets)
+        ids = np.concatenate(ids)
+        if specials:
+            ids[np.isin(ids, specials)] = unknown
+        rows = ids, np.concatenate(offsets)
         yield (*rows, np.concatenate(words)) if with_words else rows
 
 
