@@ -79,7 +79,7 @@ def answer_once(options):
     reader = load(options)
     threshold = reader.settings.null_threshold
     if question_is_cut(reader, options.question):
-        note(f"note: the question was cut to {reader.settings.question_limit} tokens")
+        note(f"note: the question was cut to {reader.question_limit} tokens")
     prediction, seconds = ask(reader, options.question, context, options.tokens_per_batch)
     if options.json:
         print(to_json(describe(prediction, threshold, seconds, options.top_k or TOP_K_JSON)))
@@ -104,7 +104,7 @@ def open_prompt(options):
         if options.chat:
             return converse_on(reader, question, history)
         if question_is_cut(reader, question):
-            note(f"note: the question was cut to {reader.settings.question_limit} tokens")
+            note(f"note: the question was cut to {reader.question_limit} tokens")
         return ask(reader, question, text, options.tokens_per_batch)
 
     def write(line):
@@ -170,7 +170,7 @@ def predict(options):
             reader, examples, policy, tokens_per_batch=options.tokens_per_batch, progress=bar
         )
     if metrics["cut_questions"]:
-        limit = reader.settings.question_limit
+        limit = reader.question_limit
         cut = metrics["cut_questions"]
         are, were = ("is", "was") if cut == 1 else ("are", "were")
         note(f"note: {counted(cut, 'question')} {are} longer than {limit} tokens and {were} cut")

@@ -11,7 +11,7 @@ from common.errors import InputError
 from common.files import write_atomic, write_json
 from data.chat import FORMATS, choose_format, modelfile
 from data.examples import Example
-from data.tokenizer import SPECIAL_TOKENS, load_tokenizer, save_tokenizer, tokenizer_settings
+from data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_settings
 from model.adapters import is_adapter, load_adapter, read_adapter, read_base, save_adapter
 from model.bert import BertConfig
 from model.fusion import is_fusion, load_fusion, read_fusion, save_fusion
@@ -23,7 +23,7 @@ from model.precision import choose_device, choose_precision
 from model.source import resolve_model
 from model.weights import load_model, read_config, save_weights, stored_quant
 from settings import ReaderSettings, SpeakerSettings, default_settings, stored_settings
-from spans import SpanReading, marks_of
+from spans import SpanReading, decoder_layout
 from speaker import SpokenAnswers
 
 
@@ -50,8 +50,8 @@ def base_folder(folder):
 def open_tokenizer(folder, config):
     """(tokenizer, contents of tokenizer_config.json or None for a BERT) of a folder with this config."""
     if isinstance(config, BertConfig):
-        return load_tokenizer(folder, config.vocab_size, SPECIAL_TOKENS), None
-    return load_tokenizer(folder, config.vocab_size, ()), tokenizer_settings(folder)
+        return load_tokenizer(folder, config.vocab_size), None
+    return load_tokenizer(folder, config.vocab_size, framed=False), tokenizer_settings(folder)
 
 
 def settled(settings, config, tokenizer, tokenizer_config, folder):
@@ -91,8 +91,8 @@ class Reader:
         if isinstance(settings, SpeakerSettings):
             self.way = SpokenAnswers(self.model, tokenizer, device, precision)
         else:
-            marks = None if tokenizer_config is None else marks_of(tokenizer, tokenizer_config)
-            self.way = SpanReading(self.model, tokenizer, device, precision, marks)
+            layout = None if tokenizer_config is None else decoder_layout(tokenizer, tokenizer_config)
+            self.way = SpanReading(self.model, tokenizer, device, precision, layout)
         self.all_settings = {None: self.checked(settings)}  # adapter -> settings; None: the bare base
         self.notices = []
 
@@ -116,10 +116,15 @@ class Reader:
     def settings(self, settings):
         self.all_settings[self.adapter] = self.checked(settings)
 
+    @property
+    def question_limit(self):
+        """Tokens that a question may have; of a longer one the rest is cut."""
+        return self.way.question_limit(self.settings)
+
     def checked(self, settings):
         """`settings`, when the model has positions enough for their windows; InputError otherwise."""
         known = room(self.model)
-        (settings.windows if isinstance(settings, ReaderSettings) else settings.prompts).check()
+        self.way.check(settings)
         if settings.length > known:
             raise InputError(
                 f"windows of {settings.length} tokens are longer than this model's {known} positions; "
@@ -225,7 +230,8 @@ class Reader:
             save_prompt(self.model, folder, base=base, revision=revision, fingerprint=self.report.fingerprint)
         else:
             save_weights(self.model, folder)
-            save_tokenizer(self.tokenizer, folder, self.tokenizer_config)
+            token_types = getattr(getattr(self.model.config, "family", None), "token_types", 0)
+            save_tokenizer(self.tokenizer, folder, self.tokenizer_config, token_types)
             settings = self.settings
             if isinstance(settings, SpeakerSettings) and not any(isinstance(m, FourBitLinear) for m in self.model.modules()):
                 write_atomic(folder / "Modelfile", modelfile(FORMATS[settings.chat], settings.prompts))
@@ -274,6 +280,16 @@ class Reader:
     def training_set(self, examples, references="all", progress=None):
         """The windows of some examples with labels, to learn from."""
         return self.way.training_set(examples, self.settings, references, progress)
+
+    def logits(self, windows, *, tokens_per_batch=None):
+        """Yield (a batch's windows, start logits, end logits, where an answer may lie) of a WindowSet, in any order.
+
+        For those who decode otherwise than `predict`. The last three are (B, T); the first token's logits are the null.
+        """
+        adapter = self.adapter
+        for batch in self.way.batches(windows, tokens_per_batch):
+            start, end, tensors = self.way.logits(windows, batch, adapter)
+            yield batch, start, end, tensors["answer_mask"]
 
     def ask(self, question, context):
         """The Prediction for one question about one text (None: about none), and the seconds it took."""

@@ -42,11 +42,6 @@ class ReaderSettings:
         """Most tokens that the model reads at once."""
         return self.windows.length
 
-    @property
-    def question_limit(self):
-        """Tokens that longer questions are cut to."""
-        return self.windows.question_limit
-
     def to_dict(self):
         """As written to reader.json."""
         return {"format": FORMAT, **asdict(self)}
@@ -122,11 +117,6 @@ class SpeakerSettings:
         """Most tokens that the model reads at once."""
         return self.prompts.length
 
-    @property
-    def question_limit(self):
-        """Tokens that longer questions are cut to."""
-        return self.prompts.max_question
-
     def to_dict(self):
         """As written to speaker.json."""
         return {"format": FORMAT, **asdict(self)}
@@ -198,7 +188,7 @@ def default_settings(config):
     Less, where the model's positions allow no more.
     """
     if isinstance(config, BertConfig):
-        length = min(384, config.max_position_embeddings)
+        length = min(384, config.positions)
         return ReaderSettings(WindowSettings(length, overlap=length // 3))
     length = min(512, config.max_position_embeddings)
     return SpeakerSettings(PromptSettings(length=length, overlap=length // 4))

@@ -11,15 +11,16 @@ import torch
 from common.errors import InputError
 from data.batches import QuestionCount, split_by_tokens, to_tensors
 from data.decode import QuestionSpans, best_spans
-from data.windows import Marks, WindowSet
+from data.tokenizer import PairLayout, pair_layout
+from data.windows import WindowSet
 from model.lora import switch_of
 from model.precision import autocast
 
 TOKENS_PER_BATCH = 6144
 
 
-def marks_of(tokenizer, tokenizer_config):
-    """The Marks of a decoder, question first: begin, question, end, slice, end. "No answer" is the last token's.
+def decoder_layout(tokenizer, tokenizer_config):
+    """The PairLayout of a decoder, question first: begin, question, end, slice, end. "No answer" is the last token's.
 
     InputError when the tokenizer names no tokens of begin and end.
     """
@@ -31,7 +32,8 @@ def marks_of(tokenizer, tokenizer_config):
         if number is None:
             raise InputError(f"tokenizer_config.json: {key}: a span head needs one that the vocabulary holds")
         ids.append(number)
-    return Marks(*ids, pad=0, null_last=True)
+    begin, end = ids
+    return PairLayout((begin,), (end,), (end,), pad=0, null_last=True)
 
 
 def refuse_talks(examples):
@@ -45,23 +47,29 @@ class SpanReading:
 
     chunk_questions = 2048  # asked together: enough to sort lengths, few enough to keep memory flat
 
-    def __init__(self, model, tokenizer, device, precision, marks=None):
-        """marks: of a decoder, what stands in place of BERT's special tokens; see `marks_of`."""
+    def __init__(self, model, tokenizer, device, precision, layout=None):
+        """layout: of a decoder, what stands in place of an encoder's special tokens; see `decoder_layout`."""
         self.model, self.tokenizer, self.device, self.precision = model, tokenizer, device, precision
-        self.marks = marks
+        self.layout = layout or pair_layout(tokenizer)
 
-    def windows(self, examples, settings, progress=None):
-        """What a model reads of some examples, as a WindowSet."""
+    def check(self, settings):
+        """Refuse settings whose windows cannot cover a text."""
+        settings.windows.check(self.layout.specials)
+
+    def question_limit(self, settings):
+        """Tokens that a question may have; of a longer one the rest is cut."""
+        return settings.windows.longest_question(self.layout.specials)
+
+    def windows(self, examples, settings, progress=None, **more):
+        """What a model reads of some examples, as a WindowSet. more: further options of it."""
         refuse_talks(examples)
-        return WindowSet(examples, self.tokenizer, settings.windows, marks=self.marks, progress=progress)
+        return WindowSet(
+            examples, self.tokenizer, settings.windows, layout=self.layout, progress=progress, **more
+        )
 
     def training_set(self, examples, settings, references="all", progress=None):
         """The same with labels."""
-        refuse_talks(examples)
-        return WindowSet(
-            examples, self.tokenizer, settings.windows, with_labels=True, references=references, marks=self.marks,
-            progress=progress,
-        )
+        return self.windows(examples, settings, progress, with_labels=True, references=references)
 
     def steps(self, examples, settings, *, adapter, offer_null, tokens_per_batch):
         """A generator that answers, one forward pass a step; see Reader.steps."""
@@ -71,7 +79,7 @@ class SpanReading:
         count = QuestionCount(windows.example, len(examples))
         yield count.finished
         n_best = settings.decode.n_best
-        for batch in self.batches(windows, tokens_per_batch or TOKENS_PER_BATCH):
+        for batch in self.batches(windows, tokens_per_batch):
             candidates, nulls = self.score(windows, batch, adapter, settings.decode)
             for row, window in enumerate(batch):
                 example = windows.example[window]
@@ -82,22 +90,28 @@ class SpanReading:
             yield count.done(batch)
         return [spans.prediction(example, n_best, offer_null) for example, spans in zip(examples, found, strict=True)]
 
-    def batches(self, windows, tokens_per_batch):
+    def batches(self, windows, tokens_per_batch=None):
         """Windows of similar length together, in mixed order so that the progress bar's rate is honest."""
         if len(windows) == 0:
             return []
         ordered = np.argsort(windows.length, kind="stable")
-        runs = split_by_tokens(windows.length, ordered, tokens_per_batch)
+        runs = split_by_tokens(windows.length, ordered, tokens_per_batch or TOKENS_PER_BATCH)
         return [runs[k] for k in np.random.default_rng(0).permutation(len(runs))]
 
     @torch.inference_mode()
-    def score(self, windows, batch, adapter, decode):
-        """Candidates (see `best_spans`) and null logits (B, 2) of a batch of windows, as numpy."""
+    def logits(self, windows, batch, adapter):
+        """Start and end logits (B, T) fp32 of a batch of windows, and the batch as tensors, all on the device."""
         self.model.eval()
         tensors = to_tensors(windows.fill(batch), self.device)
         switch = switch_of(self.model)
         with autocast(self.device, self.precision), switch.using(adapter) if switch else nullcontext():
             start, end = self.model(tensors["input_ids"], tensors["token_type_ids"], tensors["attention_mask"])
+        return start, end, tensors
+
+    @torch.inference_mode()
+    def score(self, windows, batch, adapter, decode):
+        """Candidates (see `best_spans`) and null logits (B, 2) of a batch of windows, as numpy."""
+        start, end, tensors = self.logits(windows, batch, adapter)
         candidates = best_spans(start, end, tensors["answer_mask"], decode)
         null = tensors["null"][:, None]
         return candidates, torch.cat([start.gather(1, null), end.gather(1, null)], 1).cpu().numpy()

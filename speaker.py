@@ -37,6 +37,14 @@ class SpokenAnswers:
     def __init__(self, model, tokenizer, device, precision):
         self.model, self.tokenizer, self.device, self.precision = model, tokenizer, device, precision
 
+    def check(self, settings):
+        """Refuse settings that no prompt can be made by."""
+        settings.prompts.check()
+
+    def question_limit(self, settings):
+        """Tokens that a question may have; of a longer one the rest is cut."""
+        return settings.prompts.max_question
+
     def windows(self, examples, settings, progress=None, **labels):
         """What a model reads of some examples, as a PromptSet, or of questions without texts as a TalkSet."""
         talk = bool(examples) and examples[0].context is None

@@ -8,8 +8,6 @@ token, and the rest of the model still sees an output of the usual size.
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-import torch
-
 from data.decode import Prediction
 from inside.hooks import blocks, hooked, virtual_tokens
 

@@ -6,7 +6,7 @@ there whole. The file's metadata say of which base the adapter is: the weights' 
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,9 +16,10 @@ from safetensors.torch import save as to_safetensors
 from common.errors import InputError
 from common.files import read_json, write_json
 from model.lora import (
-    ALL_LINEAR, HEAD, LoraConfig, LoraLinear, adapter_names, add_lora, check_name, heads_of, linear_layers,
-    remove_adapter, set_adapter, switch_of, target_layers,
+    ALL_LINEAR, HEAD, LoraConfig, LoraLinear, adapter_names, add_lora, check_name, fits, heads_of, linear_layers,
+    remove_adapter, set_adapter, spellings, switch_of, target_layers,
 )
+from model.names import names_of
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -183,11 +184,11 @@ def adapter_tensors(model, name):
     tensors = {}
     for layer, _, _, module in linear_layers(model):
         if isinstance(module, LoraLinear) and name in module.updates:
-            update = module.updates[name]
-            tensors[f"{PREFIX}{layer}.lora_A.weight"] = update.lora_A
-            tensors[f"{PREFIX}{layer}.lora_B.weight"] = update.lora_B
+            update, key = module.updates[name], PREFIX + names_of(model).layer(layer)
+            tensors[f"{key}.lora_A.weight"] = update.lora_A
+            tensors[f"{key}.lora_B.weight"] = update.lora_B
             if update.lora_magnitude_vector is not None:
-                tensors[f"{PREFIX}{layer}.lora_magnitude_vector"] = update.lora_magnitude_vector
+                tensors[f"{key}.lora_magnitude_vector"] = update.lora_magnitude_vector
     if name in heads_of(model):
         for part, parameter in heads_of(model)[name].named_parameters():
             tensors[f"{PREFIX}{HEAD}.{part}"] = parameter
@@ -207,7 +208,7 @@ def load_adapter(model, folder, name, fingerprint=None, *, activate=True):
         )
     check_name(model, name)
     with open_weights(folder) as file:
-        check_ranks(file, Path(folder) / WEIGHTS_FILE, described.config, target_layers(model, described.config.targets))
+        check_ranks(file, Path(folder) / WEIGHTS_FILE, described.config, model)
         add_lora(model, described.config, name, activate=False)
         try:
             fill(adapter_tensors(model, name), file, Path(folder) / WEIGHTS_FILE, described.with_head)
@@ -219,13 +220,14 @@ def load_adapter(model, folder, name, fingerprint=None, *, activate=True):
     return described
 
 
-def check_ranks(file, path, config, layers):
+def check_ranks(file, path, config, model):
     """Hold the ranks that the config names against the file's, before memory is asked for; InputError."""
     known = set(file.keys())
-    for layer, _, _, module in layers:
-        key = f"{PREFIX}{layer}.lora_A.weight"
+    for layer, _, _, module in target_layers(model, config.targets):
+        names = spellings(model, layer)
+        key = f"{PREFIX}{names[1]}.lora_A.weight"
         base = module.base if isinstance(module, LoraLinear) else module
-        wanted = [config.rank_of(layer), base.in_features]
+        wanted = [config.rank_of(*names), base.in_features]
         if key in known and file.get_slice(key).get_shape() != wanted:
             found = tuple(file.get_slice(key).get_shape())
             raise InputError(f"{path}: tensor {key} has shape {found}, and {tuple(wanted)} is wanted")
@@ -250,13 +252,38 @@ def fill(wanted, file, path, with_head):
         parameter.copy_(tensor)
 
 
-def peft_config(config, targets, base, revision, with_head):
-    """The contents of adapter_config.json. targets: the names as peft should match them. with_head: of a reader."""
+def family_names(model, name):
+    """What peft has to match for the layers that `name` fits: it may be our name for them, and not the files'.
+
+    Of DistilBERT `query` is ["attention.q_lin"], and `layer.1.output.dense` the whole name of a lin2.
+    """
+    ours = [spellings(model, layer) for layer, *_ in linear_layers(model) if fits(name, layer)]
+    if all(fits(name, theirs) for _, theirs in ours):
+        return [name]
+    return sorted({theirs if re.search(r"\.\d+\.", name) else last_parts(theirs) for _, theirs in ours})
+
+
+def in_family_names(model, config):
+    """A LoraConfig as the files' names say it."""
+    def renamed(table):
+        return {theirs: value for name, value in table.items() for theirs in family_names(model, name)}
+
+    targets = config.targets
+    if ALL_LINEAR in targets:  # peft leaves a head out of "all-linear" only where it knows the model; names are certain
+        targets = {last_parts(names_of(model).layer(layer)) for layer, *_ in linear_layers(model)}
+    return replace(
+        config, targets=tuple(sorted({theirs for name in targets for theirs in family_names(model, name)})),
+        rank_pattern=renamed(config.rank_pattern), alpha_pattern=renamed(config.alpha_pattern),
+    )
+
+
+def peft_config(config, base, revision, with_head):
+    """The contents of adapter_config.json. config: a LoraConfig in the family's names. with_head: of a reader."""
     return {
         "peft_type": "LORA", "task_type": "QUESTION_ANS" if with_head else "CAUSAL_LM",
         "base_model_name_or_path": base, "revision": revision, "inference_mode": True, "r": config.rank,
         "lora_alpha": whole(config.alpha), "lora_dropout": config.dropout,
-        "target_modules": sorted(targets), "bias": "none", "fan_in_fan_out": False, "init_lora_weights": True,
+        "target_modules": list(config.targets), "bias": "none", "fan_in_fan_out": False, "init_lora_weights": True,
         "use_rslora": config.rslora, "use_dora": config.dora, "modules_to_save": [HEAD] if with_head else None,
         "rank_pattern": dict(config.rank_pattern),
         "alpha_pattern": {name: whole(value) for name, value in config.alpha_pattern.items()},
@@ -284,15 +311,12 @@ def save_adapter(model, name, folder, *, base, revision=None, fingerprint=None, 
     if switch_of(model).merged is not None:
         raise ValueError(f"adapter {switch_of(model).merged!r} is merged into the weights; unmerge it before saving")
     folder, config = Path(folder), model.lora_configs[name]
-    targets = config.targets
-    if ALL_LINEAR in targets:  # peft leaves a head out of "all-linear" only where it knows the model; names are certain
-        targets = {last_parts(layer) for layer, *_ in linear_layers(model)}
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in adapter_tensors(model, name).items()}
     # one key: the library writes several in an order that changes from run to run
     metadata = {FINGERPRINT: fingerprint} if fingerprint else {"format": "pt"}
     write_tensors(folder / WEIGHTS_FILE, tensors, metadata)
     with_head = name in heads_of(model)
-    write_json(folder / CONFIG_FILE, peft_config(config, targets, base, revision, with_head))
+    write_json(folder / CONFIG_FILE, peft_config(in_family_names(model, config), base, revision, with_head))
 
 
 def write_tensors(path, tensors, metadata):

@@ -1,12 +1,14 @@
-"""BERT and its span head, every layer written out.
+"""BERT and its span head, every layer written out; RoBERTa, DistilBERT and ELECTRA too, which differ in little.
 
 Devlin et al. 2018, "BERT: Pre-training of Deep Bidirectional Transformers" (arXiv 1810.04805); the layers
 are those of Vaswani et al. 2017, "Attention Is All You Need" (arXiv 1706.03762). Modules carry the names of
-the Hugging Face checkpoints (`encoder.layer.0.attention.self.query`), so a file of weights is also a map
-of this code, and a parameter's name says where to look.
+the Hugging Face checkpoints of BERT (`bert.encoder.layer.0.attention.self.query`), so a file of weights is also a
+map of this code, and a parameter's name says where to look; `model.names` has the relatives' names, and
+`model.families` what they do otherwise.
 
 Letters for shapes, here and in every file that handles these tensors:
     B  windows in the batch        T  tokens in the longest of them      V  word pieces in the vocabulary
+    E  size of a word's vector, D but in ELECTRA
     D  hidden size                 H  attention heads                    K  size of a head, D / H
     F  size of the feed-forward layer                                    P  positions the model knows
 
@@ -15,96 +17,12 @@ residual sums stay in fp32 (visible as `.float()` below), the softmax is fp32 in
 and the logits leave as fp32.
 """
 
-from dataclasses import asdict, dataclass, fields
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from common.errors import InputError
-
-ACTIVATIONS = {
-    "gelu": F.gelu,  # the exact form, x * Phi(x), by erf
-    "gelu_python": F.gelu,
-    "gelu_new": partial(F.gelu, approximate="tanh"),  # Google's original TensorFlow code
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-}
-
-
-@dataclass(frozen=True)
-class BertConfig:
-    """What `config.json` says of a BERT; names and defaults as in Hugging Face checkpoints."""
-
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-12
-    pad_token_id: int = 0
-
-    @classmethod
-    def from_dict(cls, values, source="config.json"):
-        """Build from the parsed `config.json`; keys that do not change the computation are passed over.
-
-        Raises InputError, naming `source` and the key, for another architecture or an impossible size.
-        """
-        if not isinstance(values, dict):
-            raise InputError(f"{source}: expected a JSON object that describes a model")
-        kind = values.get("model_type", "bert")
-        if kind != "bert":
-            raise InputError(f"{source}: model_type is {kind!r}, and only 'bert' can be read here")
-        if values.get("position_embedding_type", "absolute") != "absolute":
-            raise InputError(f"{source}: position_embedding_type must be 'absolute'")
-        if values.get("is_decoder") or values.get("add_cross_attention"):
-            raise InputError(f"{source}: a decoder (is_decoder, add_cross_attention) is not a reader")
-        chosen = {}
-        for field in fields(cls):
-            value = values.get(field.name)
-            if value is None:
-                continue
-            number_fits = isinstance(value, (int, float)) if field.type is float else isinstance(value, field.type)
-            if not number_fits or isinstance(value, bool):
-                raise InputError(f"{source}: {field.name} should be {field.type.__name__}, found {value!r}")
-            below = 1 if field.name.endswith("_prob") else float("inf")
-            if field.type is not str and not lowest(field) <= value < below:
-                raise InputError(f"{source}: {field.name} cannot be {value}")
-            chosen[field.name] = value
-        config = cls(**chosen)
-        if config.pad_token_id >= config.vocab_size:
-            raise InputError(
-                f"{source}: pad_token_id {config.pad_token_id} is not below vocab_size {config.vocab_size}"
-            )
-        if config.hidden_size % config.num_attention_heads:
-            raise InputError(
-                f"{source}: hidden_size {config.hidden_size} is not a multiple of "
-                f"num_attention_heads {config.num_attention_heads}"
-            )
-        if config.hidden_act not in ACTIVATIONS:
-            raise InputError(
-                f"{source}: hidden_act {config.hidden_act!r} is unknown; known are {', '.join(ACTIVATIONS)}"
-            )
-        return config
-
-    def to_dict(self):
-        """The `config.json` of a question-answering BERT that transformers opens."""
-        return {"architectures": ["BertForQuestionAnswering"], "model_type": "bert", **asdict(self)}
-
-
-def lowest(field):
-    """The smallest value a number of BertConfig may have: two token types, for question and text."""
-    return {"pad_token_id": 0, "type_vocab_size": 2}.get(field.name, 1 if field.type is int else 0)
-
+from model.families import ACTIVATIONS, BertConfig  # noqa: F401  (BertConfig: for those who import it from here)
 
 class LayerNorm(nn.Module):
     """Layer normalisation over the last axis (Ba et al. 2016, arXiv 1607.06450), always in fp32."""
@@ -120,26 +38,29 @@ class LayerNorm(nn.Module):
 
 
 class BertEmbeddings(nn.Module):
-    """Word, position and segment vectors, summed: [B, T] of ids to [B, T, D]."""
+    """Word, position and segment vectors, summed."""
 
     def __init__(self, config):
         super().__init__()
-        D = config.hidden_size
+        E = config.word_size
         # padding_idx keeps the gradient of the [PAD] vector at zero, as in the reference
-        self.word_embeddings = nn.Embedding(config.vocab_size, D, padding_idx=config.pad_token_id)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, D)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, D)
-        self.LayerNorm = LayerNorm(D, config.layer_norm_eps)
+        self.word_embeddings = nn.Embedding(config.vocab_size, E, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, E)
+        self.token_types = config.family.token_types
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, E) if self.token_types else None
+        self.LayerNorm = LayerNorm(E, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.first_position = config.first_position
 
-    def forward(self, input_ids, token_type_ids):
-        return self.add_places(self.word_embeddings(input_ids), token_type_ids)
-
-    def add_places(self, words, token_type_ids):
-        """Word vectors (B, T, D) to the encoder's input (B, T, D): positions and segments added, normalised."""
-        positions = torch.arange(words.shape[1], device=words.device)  # (T,)
-        x = words + self.token_type_embeddings(token_type_ids)  # (B, T, D)
-        x = x + self.position_embeddings(positions)  # (B, T, D)
+    def forward(self, words, token_type_ids):
+        """Word vectors (B, T, E) with positions and segments added, normalised (B, T, E)."""
+        # padding counts on where the reference stands still: nothing looks at it
+        positions = torch.arange(self.first_position, self.first_position + words.shape[1], device=words.device)  # (T,)
+        x = words
+        if self.token_types:
+            types = token_type_ids if self.token_types > 1 else torch.zeros_like(token_type_ids)
+            x = x + self.token_type_embeddings(types)  # (B, T, E)
+        x = x + self.position_embeddings(positions)  # (B, T, E)
         return self.dropout(self.LayerNorm(x))
 
 
@@ -197,11 +118,11 @@ class BertSelfAttention(nn.Module):
 class ResidualOutput(nn.Module):
     """Projection, dropout, residual sum, LayerNorm: how both halves of a block end (post-norm)."""
 
-    def __init__(self, size_in, config):
+    def __init__(self, size_in, config, dropout):
         super().__init__()
         self.dense = nn.Linear(size_in, config.hidden_size)
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x, residual):
         return self.LayerNorm(self.dropout(self.dense(x)) + residual)  # (B, T, D)
@@ -213,7 +134,8 @@ class BertAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.self = BertSelfAttention(config)
-        self.output = ResidualOutput(config.hidden_size, config)
+        dropout = config.hidden_dropout_prob if config.family.attention_output_dropout else 0.0
+        self.output = ResidualOutput(config.hidden_size, config, dropout)
 
     def forward(self, x, mask, attention):
         mixed, probabilities = self.self(x, mask, attention)
@@ -239,7 +161,7 @@ class BertLayer(nn.Module):
         super().__init__()
         self.attention = BertAttention(config)
         self.intermediate = BertIntermediate(config)
-        self.output = ResidualOutput(config.intermediate_size, config)
+        self.output = ResidualOutput(config.intermediate_size, config, config.hidden_dropout_prob)
 
     def forward(self, x, mask, attention):
         x, probabilities = self.attention(x, mask, attention)
@@ -270,7 +192,9 @@ class BertModel(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        E, D = config.word_size, config.hidden_size
         self.embeddings = BertEmbeddings(config)
+        self.embeddings_project = nn.Linear(E, D) if E != D else nn.Identity()
         self.encoder = BertEncoder(config)
 
     def forward(self, input_ids, token_type_ids, attention_mask, attention=fused_attention):
@@ -279,8 +203,14 @@ class BertModel(nn.Module):
         Returns the last hidden states (B, T, D) and the layers' attention probabilities (None each,
         unless `attention` is `eager_attention`).
         """
+        words = self.embeddings.word_embeddings(input_ids)  # (B, T, E)
+        return self.encode(words, token_type_ids, attention_mask, attention)
+
+    def encode(self, words, token_type_ids, attention_mask, attention=fused_attention):
+        """The same from the words' vectors (B, T, E) on."""
         mask = None if attention_mask is None else attention_mask[:, None, None, :]  # (B, 1, 1, T)
-        return self.encoder(self.embeddings(input_ids, token_type_ids), mask, attention)
+        x = self.embeddings_project(self.embeddings(words, token_type_ids))  # (B, T, D)
+        return self.encoder(x, mask, attention)
 
 
 class BertForQuestionAnswering(nn.Module):
@@ -290,6 +220,7 @@ class BertForQuestionAnswering(nn.Module):
         super().__init__()
         self.config = config
         self.bert = BertModel(config)
+        self.qa_dropout = nn.Dropout(config.qa_dropout)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.apply(self.initialise)
 
@@ -306,7 +237,8 @@ class BertForQuestionAnswering(nn.Module):
     def forward(self, input_ids, token_type_ids, attention_mask=None):
         """Score every token as start and as end of the answer.
 
-        input_ids: (B, T) int64, T <= P. token_type_ids: (B, T) int64, 1 on the text and its [SEP].
+        input_ids: (B, T) int64, T <= P. token_type_ids: (B, T) int64, 1 on the text and its [SEP]; a family that does
+        not tell them apart passes them over.
         attention_mask: (B, T) bool, False on padding, or None when nothing is padded.
         Returns start logits and end logits, (B, T) fp32 each; padding is scored too, mask it.
         """
@@ -315,7 +247,7 @@ class BertForQuestionAnswering(nn.Module):
 
     def span_logits(self, hidden):
         """The head alone: (B, T, D) to start and end logits, (B, T) fp32 each."""
-        start, end = self.qa_outputs(hidden).float().unbind(-1)  # (B, T) each
+        start, end = self.qa_outputs(self.qa_dropout(hidden)).float().unbind(-1)  # (B, T) each
         return start, end
 
     def attention_maps(self, input_ids, token_type_ids, attention_mask=None):

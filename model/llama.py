@@ -53,6 +53,11 @@ class LlamaConfig:
     def head_size(self):
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
+    @property
+    def positions(self):
+        """Tokens of the longest prompt with its answer."""
+        return self.max_position_embeddings
+
     @classmethod
     def from_dict(cls, values, source="config.json"):
         """Build from the contents of a `config.json`; unknown keys are ignored, missing ones take our defaults.

@@ -5,7 +5,6 @@ question comes first and "no answer" is the last token's, the only one that has 
 (`causal` False, as in LLM2Vec, BehnamGhader et al. 2024, arXiv 2404.05961) every token looks both ways.
 """
 
-import torch
 import torch.nn as nn
 
 from model.llama import LlamaModel

@@ -22,6 +22,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from common.errors import InputError
+from model.names import names_of
 from model.quant import LINEAR, OUTPUTS, FourBitLinear, dense_weight
 
 HEAD = "qa_outputs"
@@ -31,6 +32,8 @@ ALL_LINEAR = "all-linear"
 @dataclass(frozen=True, slots=True)
 class LoraConfig:
     """targets: names or last parts of names of Linear layers (`query`, `attention.output.dense`), or ALL_LINEAR.
+
+    A layer also goes by its name in the files of the model's family: DistilBERT's `query` is `q_lin` too.
 
     rank_pattern, alpha_pattern: the same kind of name to a rank or alpha of its own; the first that fits counts.
     """
@@ -44,13 +47,13 @@ class LoraConfig:
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
 
-    def rank_of(self, layer):
-        """The rank of the layer with this name."""
+    def rank_of(self, *layer):
+        """The rank of the layer with this name, or these (see `spellings`)."""
         return pattern_value(self.rank_pattern, layer, self.rank)
 
-    def scale_of(self, layer):
-        """s of the layer with this name."""
-        rank, alpha = self.rank_of(layer), pattern_value(self.alpha_pattern, layer, self.alpha)
+    def scale_of(self, *layer):
+        """s of the layer with this name, or these."""
+        rank, alpha = self.rank_of(*layer), pattern_value(self.alpha_pattern, layer, self.alpha)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
@@ -59,9 +62,14 @@ def fits(name, layer):
     return layer == name or layer.endswith("." + name)
 
 
-def pattern_value(patterns, layer, usual):
-    """The value of the first pattern that fits, else `usual`."""
-    return next((value for name, value in patterns.items() if fits(name, layer)), usual)
+def spellings(model, layer):
+    """(our name of a layer, its name in the files of the model's family)."""
+    return layer, names_of(model).layer(layer)
+
+
+def pattern_value(patterns, names, usual):
+    """The value of the first pattern that fits one of a layer's names, else `usual`."""
+    return next((value for name, value in patterns.items() if any(fits(name, one) for one in names)), usual)
 
 
 CHOSEN = ContextVar("adapters chosen in this context", default=(None, None))  # (switch, a name or one per row)
@@ -226,10 +234,12 @@ def target_layers(model, targets):
     if ALL_LINEAR in targets:
         return layers
     for target in targets:
-        if not any(fits(target, layer[0]) for layer in layers):
+        if not any(fits(target, name) for layer in layers for name in spellings(model, layer[0])):
             known = sorted({re.split(r"\.\d+\.", layer[0], maxsplit=1)[-1] for layer in layers})
             raise InputError(f"no Linear layer is called {target!r}; there are {', '.join(known)}, and {ALL_LINEAR}")
-    return [layer for layer in layers if any(fits(target, layer[0]) for target in targets)]
+    return [
+        layer for layer in layers if any(fits(t, name) for t in targets for name in spellings(model, layer[0]))
+    ]
 
 
 def switch_of(model):
@@ -285,8 +295,9 @@ def add_lora(model, config, name, *, activate=True):
         if not isinstance(module, LoraLinear):
             module = LoraLinear(module, switch)
             setattr(parent, attribute, module)
-        rank = config.rank_of(layer)
-        module.updates[name] = LoraUpdate(module.base, rank, config.scale_of(layer), config.dropout, config.dora)
+        names = spellings(model, layer)
+        rank, scale = config.rank_of(*names), config.scale_of(*names)
+        module.updates[name] = LoraUpdate(module.base, rank, scale, config.dropout, config.dora)
     model.lora_configs = {**getattr(model, "lora_configs", {}), name: config}
     if activate:
         switch.active = name

@@ -27,22 +27,21 @@ class PromptedBert(nn.Module):
     def __init__(self, base, prompt):
         super().__init__()
         self.base = base
-        self.prompt = nn.Parameter(prompt)  # (P, D)
+        self.prompt = nn.Parameter(prompt)  # (P, E)
 
     @property
     def encoder(self):
         return self.base.encoder
 
     def forward(self, input_ids, token_type_ids, attention_mask, attention=fused_attention):
-        embeddings, P = self.base.embeddings, len(self.prompt)
-        B, T = input_ids.shape
-        words = embeddings.word_embeddings(input_ids)  # (B, T, D)
-        words = torch.cat([self.prompt.expand(B, -1, -1), words], 1)  # (B, P + T, D)
+        P, (B, _) = len(self.prompt), input_ids.shape
+        words = self.base.embeddings.word_embeddings(input_ids)  # (B, T, E)
+        words = torch.cat([self.prompt.expand(B, -1, -1), words], 1)  # (B, P + T, E)
         types = torch.cat([token_type_ids.new_zeros(B, P), token_type_ids], 1)  # (B, P + T)
         mask = None
         if attention_mask is not None:
-            mask = torch.cat([attention_mask.new_ones(B, P), attention_mask], 1)[:, None, None, :]  # (B, 1, 1, P + T)
-        hidden, maps = self.base.encoder(embeddings.add_places(words, types), mask, attention)
+            mask = torch.cat([attention_mask.new_ones(B, P), attention_mask], 1)  # (B, P + T)
+        hidden, maps = self.base.encode(words, types, mask, attention)
         return hidden[:, P:], maps  # (B, T, D)
 
 
@@ -53,8 +52,8 @@ def add_prompt(model, count, token_ids=None):
     Raises InputError when positions are lacking for any text behind them.
     """
     words = model.bert.embeddings.word_embeddings.weight.detach()
-    if count >= model.config.max_position_embeddings - 8:
-        raise InputError(f"{count} virtual tokens leave no room in {model.config.max_position_embeddings} positions")
+    if count >= model.config.positions - 8:
+        raise InputError(f"{count} virtual tokens leave no room in {model.config.positions} positions")
     if not token_ids:
         token_ids = torch.randint(len(words), (count,)).tolist()
     chosen = [token_ids[k % len(token_ids)] for k in range(count)]
@@ -78,7 +77,7 @@ def has_prompt(model):
 def room(model):
     """Tokens that a window may have: the positions, less those of virtual tokens."""
     taken = len(model.bert.prompt) if has_prompt(model) else 0
-    return model.config.max_position_embeddings - taken
+    return model.config.positions - taken
 
 
 def save_prompt(model, folder, *, base, revision=None, fingerprint=None):
@@ -91,7 +90,7 @@ def save_prompt(model, folder, *, base, revision=None, fingerprint=None):
     config = model.config
     write_json(Path(folder) / CONFIG_FILE, {
         "peft_type": KIND, "task_type": "QUESTION_ANS", "base_model_name_or_path": base, "revision": revision,
-        "inference_mode": True, "num_virtual_tokens": len(model.bert.prompt), "token_dim": config.hidden_size,
+        "inference_mode": True, "num_virtual_tokens": len(model.bert.prompt), "token_dim": config.word_size,
         "num_layers": config.num_hidden_layers, "num_attention_heads": config.num_attention_heads,
         "num_transformer_submodules": 1, "prompt_tuning_init": "RANDOM", "modules_to_save": [HEAD],
     })
@@ -111,7 +110,7 @@ def load_prompt(model, folder, fingerprint=None):
             raise InputError(f"{folder}: these virtual tokens were trained on other weights than this model's")
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     path, D = Path(folder) / WEIGHTS_FILE, model.config.hidden_size
-    wanted = {"prompt_embeddings": (None, D), f"base_model.{HEAD}.weight": (2, D), f"base_model.{HEAD}.bias": (2,)}
+    wanted = {"prompt_embeddings": (None, model.config.word_size), f"base_model.{HEAD}.weight": (2, D), f"base_model.{HEAD}.bias": (2,)}
     for name in sorted(set(tensors) ^ set(wanted)):
         raise InputError(f"{path}: tensor {name} {'has no place' if name in tensors else 'is missing'}")
     for name, tensor in tensors.items():

@@ -23,6 +23,7 @@ HUB_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
     "vocab.txt",
+    "vocab.json",
     "merges.txt",
     "special_tokens_map.json",
 )

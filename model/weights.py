@@ -19,7 +19,7 @@ from common.files import read_json, write_json
 from model.bert import BertConfig, BertForQuestionAnswering
 from model.llama import LlamaConfig, LlamaForCausalLM
 from model.llama_span import LlamaForQuestionAnswering
-from model.names import BERT, LLAMA, LLAMA_SPAN
+from model.names import BERT, NAMES, names_of
 from model.quant import FourBit, FourBitLinear, quantise
 
 # What stands beside a weight that is stored in 4 bits: `query.weight` is bytes, and `query.weight.absmax` one of these.
@@ -28,7 +28,6 @@ PACKED = re.compile(
 )
 
 
-NAMES = {BertForQuestionAnswering: BERT, LlamaForCausalLM: LLAMA, LlamaForQuestionAnswering: LLAMA_SPAN}
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ class LoadReport:
 
 def head_name(name):
     """The first part of a left-out tensor's name, enough to tell what it was for."""
-    name = name.removeprefix("bert.")
+    for names in NAMES.values():
+        name = name.removeprefix(names.prefix)
     return name if name.startswith("embeddings.") else name.split(".")[0] + ".*"
 
 
@@ -224,7 +224,7 @@ def load_weights(model, folder, keep_16_bits=False):
     Raises InputError when a tensor is unknown, twice there, of the wrong shape, not of floating point or
     not finite, or when any but the head's parameters stays without one.
     """
-    intake = Intake(model, folder, NAMES[type(model)], keep_16_bits)
+    intake = Intake(model, folder, names_of(model), keep_16_bits)
     for path, name, tensor in read_tensors(folder):
         intake.take(path, name, tensor)
     report = intake.finish()
@@ -239,7 +239,7 @@ def load_weights(model, folder, keep_16_bits=False):
 def check_size(config, folder):
     """Refuse a config.json that describes far more than the files hold, before memory is asked for."""
     D, F = config.hidden_size, config.intermediate_size
-    least = config.vocab_size * D + config.num_hidden_layers * 2 * D * F  # attention besides
+    least = config.vocab_size * getattr(config, "word_size", D) + config.num_hidden_layers * 2 * D * F  # attention besides
     held = sum(path.stat().st_size for path in weight_files(folder) if path.is_file())
     if least > max(2 * held, 2**31):  # no format here spends less than 4 bits; smaller misfits show by shape
         raise InputError(
@@ -282,9 +282,11 @@ def load_model(folder, *, dropout=None, attention_dropout=None, four_bit=None, k
     attention: "causal" or "bidirectional", of a LLaMA that gets a span head instead of its output layer.
     """
     config = read_config(folder)
-    changes = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": attention_dropout}
     if isinstance(config, BertConfig):
-        given = {name: value for name, value in changes.items() if value is not None}
+        keys = config.family.keys
+        changes = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": attention_dropout}
+        changes |= {"qa_dropout": dropout} if "qa_dropout" in keys else {}
+        given = {keys[name]: value for name, value in changes.items() if value is not None}
         config = BertConfig.from_dict(config.to_dict() | given)
     check_size(config, folder)
     with torch.device("meta"), Uninitialised():  # shapes without numbers: they come from the files
@@ -313,7 +315,8 @@ def save_weights(model, folder):
     tensors, values = {}, model.config.to_dict()
     if span:
         values["architectures"] = ["LlamaForQuestionAnswering"]
-    for name, (module, attribute, _) in slots(model).items():
+    for ours, (module, attribute, _) in slots(model).items():
+        name = names_of(model).theirs(ours)
         if isinstance(module, FourBitLinear) and attribute == "weight":
             tensors |= {name + suffix: tensor for suffix, tensor in module.packed_tensors().items()}
             values["quantization_config"] = module.four_bit.to_dict()

@@ -22,7 +22,7 @@ def ask(reader, question, context, tokens_per_batch):
 def question_is_cut(reader, question):
     """Whether the question has more tokens than a window has room for."""
     ((ids, _),) = encode(reader.tokenizer, [question])
-    return len(ids) > reader.settings.question_limit
+    return len(ids) > reader.question_limit
 
 
 def runners_up(prediction, answer, count):

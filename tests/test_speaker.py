@@ -9,7 +9,7 @@ import torch
 from data.chat import FORMATS
 from data.examples import Example
 from data.prompts import PromptSet, PromptSettings
-from reader import Reader
+from reader import Reader, run_steps
 from settings import Decoding, SpeakerSettings
 from tests.tiny_decoder import make_model, make_tokenizer
 from tests.tiny_run import examples
@@ -78,8 +78,9 @@ def test_empty_texts_have_no_answer_and_a_reason(speaker):
 
 def unbound(speaker, some, **decoding):
     settings = replace(speaker.settings, decoding=Decoding(**decoding))
-    free = speaker.way.predict(some, settings, adapter=speaker.adapter, offer_null=True, progress=None, tokens_per_batch=None)
-    return list(free)
+    return run_steps(
+        speaker.way.steps(some, settings, adapter=speaker.adapter, offer_null=True, tokens_per_batch=None)
+    )
 
 
 def test_unbound_it_may_say_anything(speaker):
@@ -101,9 +102,9 @@ def test_what_several_questions_are_about_is_read_once(speaker, monkeypatch):
     """The same answers, whether a text is read for each question or once for all of them."""
     (one,) = examples([0])
     some = [replace(one, id=str(k), question=q) for k, q in enumerate(("How long?", "Who lived there, and why?", "Where?"))]
-    options = {"adapter": None, "offer_null": True, "progress": None, "tokens_per_batch": None}
+    options = {"adapter": None, "offer_null": True, "tokens_per_batch": None}
     settings = replace(speaker.settings, prompts=replace(SETTINGS, length=200))  # the whole text in one window
-    wanted = [next(speaker.way.predict([single], settings, **options)) for single in some]
+    wanted = [run_steps(speaker.way.steps([single], settings, **options))[0] for single in some]
     lengths = []
     forward = speaker.model.model.forward
 
@@ -112,7 +113,7 @@ def test_what_several_questions_are_about_is_read_once(speaker, monkeypatch):
         return forward(ids, *arguments)
 
     monkeypatch.setattr(speaker.model.model, "forward", counted)
-    found = list(speaker.way.predict(some, settings, **options))
+    found = run_steps(speaker.way.steps(some, settings, **options))
     assert lengths[0][0] == 1 and lengths[1][0] == 3 and lengths[1][1] < lengths[0][1]
     for prediction, alone in zip(found, wanted, strict=True):
         assert [s.text for s in prediction.spans] == [s.text for s in alone.spans]

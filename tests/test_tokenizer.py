@@ -199,7 +199,7 @@ def test_a_tokenizer_of_another_kind_is_refused(tmp_path):
     assert len(kinds) == 3
     for tokenizer in kinds:
         tokenizer.save(str(tmp_path / "tokenizer.json"))
-        assert "the vocabulary has no [PAD], so this is not a BERT tokenizer" in refusal(tmp_path)
+        assert "the vocabulary has neither [PAD] nor <pad>, so this is not an encoder's tokenizer" in refusal(tmp_path)
 
 
 def test_an_unk_that_the_word_pieces_do_not_know_is_refused(whole, tmp_path):

@@ -94,7 +94,7 @@ def test_the_same_ids_as_transformers(sample, tokenizer, minilm, length, overlap
     cut = WindowSettings(length, overlap)
     window_set = WindowSet(sample, tokenizer, cut)
     lengths = np.diff(window_set.texts.questions.bounds)
-    whole = np.flatnonzero(lengths <= cut.question_limit).tolist()  # transformers cuts no question
+    whole = np.flatnonzero(lengths <= cut.longest_question()).tolist()  # transformers cuts no question
     persian = sum(bool(PERSIAN.search(sample[k].question)) for k in whole)
     assert len(whole) >= 480 and persian >= persian_at_least
     expected = reference(

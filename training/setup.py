@@ -50,7 +50,7 @@ def print_setup(reader, source, train_set, dev_set, windows, precision, notices)
         if shared:
             print(f"note: {len(shared)} contexts are in both the training and the dev set, so the scores flatter")
     if windows.cut_questions:
-        limit = reader.settings.question_limit
+        limit = reader.question_limit
         print(f"note: {windows.cut_questions} questions are longer than {limit} tokens and were cut")
     if windows.unlabelled:
         where = windows.examples[windows.unlabelled[0]].where

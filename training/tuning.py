@@ -5,7 +5,7 @@ from pathlib import Path
 from common.errors import InputError
 from model.adapters import adapter_name, is_adapter
 from model.fusion import add_fusion, tune_fusion
-from model.lora import LoraConfig
+from model.lora import LoraConfig, target_layers
 from model.llama import LlamaConfig
 from model.prompts import has_prompt, tune_prompt
 from model.quant import FourBitLinear
@@ -63,7 +63,7 @@ def begin_lora(reader, options):
     """A new adapter, or the one that the model came with."""
     settings, continued = reader.settings, reader.adapter is not None
     if continued:
-        refuse_other_lora(reader.model.lora_configs[reader.adapter], options)
+        refuse_other_lora(reader.model, reader.model.lora_configs[reader.adapter], options)
     tune_lora(reader.model, lora_config(options, reader.model.config))
     if not continued:
         reader.settings = settings
@@ -89,7 +89,7 @@ def begin_fusion(reader, options):
     tune_fusion(reader.model)
 
 
-def refuse_other_lora(config, options):
+def refuse_other_lora(model, config, options):
     """An adapter that goes on keeps its rank, alpha and the rest: refuse options that ask for others."""
     wanted = lora_config(options, None)
     fields = {
@@ -97,8 +97,11 @@ def refuse_other_lora(config, options):
         "rslora": "rslora", "dora": "dora", "lora_rank_pattern": "rank_pattern",
     }
     for option, field in fields.items():
-        has = getattr(config, field)
-        if asked(options, option) and getattr(wanted, field) != has:
+        has, wants = getattr(config, field), getattr(wanted, field)
+        same = has == wants
+        if field == "targets" and not same:  # `query` may be called `q_lin` in the adapter's file
+            same = target_layers(model, has) == target_layers(model, wants)
+        if asked(options, option) and not same:
             flag = "--" + option.replace("_", "-")
             raise InputError(f"{flag}: the adapter {options.model} has {has}, and keeps it when it is trained on")
 
