@@ -1,4 +1,4 @@
-"""Tokens per second of cached decoding, beside transformers' `generate` on the same weights: python -m bench.decoding DIR
+"""Tokens per second of cached decoding, beside transformers' `generate`: python -m bench.decoding DIR
 
     batch 1 and 8 in 16 bit, batch 8 in 4 bits (NF4), and eight questions on one shared text with its prefix read once
 

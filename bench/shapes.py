@@ -45,7 +45,8 @@ def write_checkpoint(folder, shape, seed=0):
     folder.mkdir(parents=True, exist_ok=True)
     shards, held, place, total = [{}], 0, {}, 0
     for name, size in wanted.items():
-        tensor = torch.ones(size) if "norm" in name else torch.randn(size, generator=generator) * config.initializer_range
+        drawn = torch.randn(size, generator=generator) * config.initializer_range
+        tensor = torch.ones(size) if "norm" in name else drawn
         if held and held + tensor.numel() > SHARD:
             save_file(shards[-1], folder / f"model-{len(shards):05d}.safetensors", metadata={"format": "pt"})
             shards[-1] = None  # its place in the numbering stays

@@ -128,7 +128,12 @@ def make_task(options):
     """Write train.json and dev.json of the copy task into --out."""
     dev, names = copy_task(max(1, options.copy_task // 10), options.seed + 1, "dev")
     train, _ = copy_task(options.copy_task, options.seed, "train", frozenset(names))
-    write_folder(options.out, lambda folder: [write_json(folder / "train.json", train), write_json(folder / "dev.json", dev)])
+
+    def fill(folder):
+        write_json(folder / "train.json", train)
+        write_json(folder / "dev.json", dev)
+
+    write_folder(options.out, fill)
     print(f"{options.out}: {options.copy_task} questions to train on, {len(dev['data'][0]['paragraphs'])} to score")
 
 
@@ -136,7 +141,7 @@ def main(argv=None):
     """Make the model or the task; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.small_llama", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--copy-task", type=int, metavar="N", help="make N questions of the copy task instead of a model")
+    parser.add_argument("--copy-task", type=int, metavar="N", help="make N questions of the copy task instead")
     parser.add_argument("--texts", nargs="*", type=Path, default=[], metavar="FILE", help="for the vocabulary")
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--hidden", type=int, default=256)

@@ -72,9 +72,8 @@ def read_talk(source, record, where, usual_id):
     question = source.field(record, "question", str, where)
     texts = read_answers(source, record, where)
     answers = None if texts is None else tuple(Answer(text, -1) for text in texts)
-    return Example(
-        usual_id if name in (None, "") else str(name), question, None, answers, where, "", read_history(source, record, where)
-    )
+    name = usual_id if name in (None, "") else str(name)
+    return Example(name, question, None, answers, where, "", read_history(source, record, where))
 
 
 def read_answers(source, record, where):
@@ -87,7 +86,8 @@ def read_answers(source, record, where):
     (key,), place = given, at(where, given[0])
     value = record[key]
     values = value if type(value) is list else [value]
-    texts = [source.check(text, str, place if value is text else f"{place}[{k}]").strip() for k, text in enumerate(values)]
+    places = [f"{place}[{k}]" for k in range(len(values))] if values is value else [place]
+    texts = [source.check(text, str, spot).strip() for text, spot in zip(values, places)]
     if not texts or not all(texts):
         source.refuse(place, "an answer cannot be empty")
     return [", ".join(texts)] if key == "answer_keywords" else texts

@@ -263,7 +263,8 @@ class WindowSet:
 
         windows: indices. Returns a dict of input_ids and token_type_ids (B, T) int64, attention_mask
         (B, T) bool (False on padding), answer_mask (B, T) bool (True where an answer may lie: the slice),
-        label (B, R, 2) int64, null (B,) int64: the place of "no answer here". Token types are 0 on [CLS] question [SEP] and on padding, 1 on the rest.
+        label (B, R, 2) int64, null (B,) int64: the place of "no answer here". Token types are 0
+        on [CLS] question [SEP] and on padding, 1 on the rest.
         """
         B, T = len(windows), int(self.length[windows].max())
         batch = {

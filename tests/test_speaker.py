@@ -78,8 +78,8 @@ def test_empty_texts_have_no_answer_and_a_reason(speaker):
 
 def unbound(speaker, some, **decoding):
     settings = replace(speaker.settings, decoding=Decoding(**decoding))
-    free = speaker.way.predict(some, settings, adapter=speaker.adapter, offer_null=True, progress=None, tokens_per_batch=None)
-    return list(free)
+    options = {"adapter": speaker.adapter, "offer_null": True, "progress": None, "tokens_per_batch": None}
+    return list(speaker.way.predict(some, settings, **options))
 
 
 def test_unbound_it_may_say_anything(speaker):
@@ -100,7 +100,8 @@ def test_unbound_it_may_say_anything(speaker):
 def test_what_several_questions_are_about_is_read_once(speaker, monkeypatch):
     """The same answers, whether a text is read for each question or once for all of them."""
     (one,) = examples([0])
-    some = [replace(one, id=str(k), question=q) for k, q in enumerate(("How long?", "Who lived there, and why?", "Where?"))]
+    asked = ("How long?", "Who lived there, and why?", "Where?")
+    some = [replace(one, id=str(k), question=question) for k, question in enumerate(asked)]
     options = {"adapter": None, "offer_null": True, "progress": None, "tokens_per_batch": None}
     settings = replace(speaker.settings, prompts=replace(SETTINGS, length=200))  # the whole text in one window
     wanted = [next(speaker.way.predict([single], settings, **options)) for single in some]
