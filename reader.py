@@ -132,7 +132,8 @@ class Reader:
             )
         if self.all_settings and type(settings) is not type(self.all_settings[None]):
             raise InputError("a span head and spoken answers do not go together on one model; open them one by one")
-        if self.all_settings and getattr(settings, "attention", None) != getattr(self.all_settings[None], "attention", None):
+        attentions = {getattr(one, "attention", None) for one in (settings, *self.all_settings.values())}
+        if len(attentions) > 1:
             raise InputError("a model attends causally or both ways, not as each adapter likes; open them one by one")
         return settings
 
@@ -232,9 +233,10 @@ class Reader:
             save_weights(self.model, folder)
             token_types = getattr(getattr(self.model.config, "family", None), "token_types", 0)
             save_tokenizer(self.tokenizer, folder, self.tokenizer_config, token_types)
-            settings = self.settings
-            if isinstance(settings, SpeakerSettings) and not any(isinstance(m, FourBitLinear) for m in self.model.modules()):
-                write_atomic(folder / "Modelfile", modelfile(FORMATS[settings.chat], settings.prompts))
+            packed = any(isinstance(module, FourBitLinear) for module in self.model.modules())
+            if isinstance(self.settings, SpeakerSettings) and not packed:
+                chat = FORMATS[self.settings.chat]
+                write_atomic(folder / "Modelfile", modelfile(chat, self.settings.prompts))
         write_json(folder / self.settings.file, self.settings.to_dict())
 
     def predict(self, examples, *, adapter=ACTIVE, offer_null=None, progress=None, tokens_per_batch=None):

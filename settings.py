@@ -58,7 +58,8 @@ class ReaderSettings:
             settings.windows.check()
         check_common(settings, path)
         if settings.attention is not None and settings.attention not in ATTENTIONS:
-            raise InputError(f"{path}: attention: expected one of {', '.join(ATTENTIONS)}, found {settings.attention!r}")
+            wanted = ", ".join(ATTENTIONS)
+            raise InputError(f"{path}: attention: expected one of {wanted} or null, found {settings.attention!r}")
         decode = settings.decode
         for name in ("n_best", "max_answer_tokens"):
             value = getattr(decode, name)

@@ -47,9 +47,7 @@ def print_prompt(options):
 
     options = settle_options(options)
     source = resolve_model(options.model, revision=options.revision)
-    settings = settings_for(source, options, None)
-    if settings.file != "speaker.json":
-        raise InputError(f"--print-prompt: {options.model} reads texts and takes no prompt")
+    settings = settings_for(source, options, None)  # refuses a model that takes no prompt
     train_files, _ = data_files(options, tqdm_bytes)
     examples = read_split(train_files, None, 0, options.skip_misaligned, "training").examples
     prompt, answer = shown_prompt(source.folder, settings, examples[:20])
@@ -99,7 +97,8 @@ def train_in(run, options):
         dev_set = read_split(files[1], options.max_dev_examples, 0, options.skip_misaligned, "scoring")
         if dev_set.has_texts != train_set.has_texts:
             kinds = "about texts", "without texts"
-            raise InputError(f"{files[1][0]}: asks {kinds[train_set.has_texts]}, the training data {kinds[dev_set.has_texts]}")
+            dev_kind, train_kind = kinds[train_set.has_texts], kinds[dev_set.has_texts]  # the other's, as they differ
+            raise InputError(f"{files[1][0]}: asks {dev_kind}, the training data {train_kind}")
     source = resolve_model(options.model, revision=options.revision)
 
     seed_everything(options.seed)

@@ -26,7 +26,8 @@ class Faults:
 def read_dataset(paths, *, misaligned="stop"):
     """Read files (a path or several) and return their examples, in order, as one Dataset.
 
-    Files may be nested SQuAD JSON, flat JSON, JSONL or CSV, or question lists (data/talks.py). Ids are text and unique: missing ones
+    Files may be nested SQuAD JSON, flat JSON, JSONL or CSV, or all be question lists (data/talks.py).
+    Ids are text and unique: missing ones
     become `FILE-STEM:NUMBER`, repeated ones get `#2`, `#3`. Questions of one context share one
     string. `answers` is () where a file says that there is no answer, and None where it gives no
     references; having answers decides, as in the official scripts, and is_impossible only where

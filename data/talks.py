@@ -8,7 +8,7 @@
 """
 
 import json
-from pathlib import Path
+import os
 
 from common.errors import InputError
 from common.files import parse_json, read_text
@@ -16,12 +16,16 @@ from data.chat import ROLES
 from data.documents import Source, at, counted, shown, unique_id
 from data.examples import Answer, Dataset, Example
 
-KNOWN = {"id", "question", "answer", "answers", "answer_keywords", "history"}
+SIGNS = {"answer", "answers", "answer_keywords", "history"}
+KNOWN = {"id", "question"} | SIGNS
 
 
 def is_talk(path):
-    """Whether a file is a JSON list whose first record has a question and neither a text nor paragraphs."""
-    if not Path(path).is_file():  # a pipe cannot be read a second time
+    """Whether a file is a JSON list whose first record has a question, an answer or turns before, and no text.
+
+    A bare question is none: its text was forgotten, rather. With "answer": null it is.
+    """
+    if not os.path.isfile(path):  # a pipe cannot be read a second time
         return False
     text = read_text(path).lstrip()
     begin = text.find("{")
@@ -31,7 +35,7 @@ def is_talk(path):
         first, _ = json.JSONDecoder().raw_decode(text, begin)
     except (ValueError, RecursionError):
         return False
-    return "question" in first and not {"context", "paragraphs"} & set(first)
+    return "question" in first and bool(SIGNS & set(first)) and not {"context", "paragraphs"} & set(first)
 
 
 def read_talks(paths):
@@ -68,9 +72,8 @@ def read_talk(source, record, where, usual_id):
     question = source.field(record, "question", str, where)
     texts = read_answers(source, record, where)
     answers = None if texts is None else tuple(Answer(text, -1) for text in texts)
-    return Example(
-        usual_id if name in (None, "") else str(name), question, None, answers, where, "", read_history(source, record, where)
-    )
+    name = usual_id if name in (None, "") else str(name)
+    return Example(name, question, None, answers, where, "", read_history(source, record, where))
 
 
 def read_answers(source, record, where):
@@ -83,7 +86,8 @@ def read_answers(source, record, where):
     (key,), place = given, at(where, given[0])
     value = record[key]
     values = value if type(value) is list else [value]
-    texts = [source.check(text, str, place if value is text else f"{place}[{k}]").strip() for k, text in enumerate(values)]
+    places = [f"{place}[{k}]" for k in range(len(values))] if values is value else [place]
+    texts = [source.check(text, str, spot).strip() for text, spot in zip(values, places)]
     if not texts or not all(texts):
         source.refuse(place, "an answer cannot be empty")
     return [", ".join(texts)] if key == "answer_keywords" else texts

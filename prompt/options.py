@@ -85,9 +85,11 @@ def choose_mode(options):
         return "predict"
     if foreign := given("out", "overwrite", "skip_misaligned"):
         raise InputError(f"{', '.join(foreign)}: only for --predict DATA, which is not given")
-    if len(texts := given("context", "context_file", "chat")) > 1:
-        raise InputError(f"{texts[0]} and {texts[1]} both say what to answer from: keep one of them")
-    has_context = bool(texts)
+    if len(texts := given("context", "context_file")) > 1:
+        raise InputError("--context and --context-file both give a text: keep one of them")
+    if options.chat and texts:
+        raise InputError(f"--chat asks without a text, and {texts[0]} gives one: keep one of them")
+    has_context = options.chat or bool(texts)
     if options.question is not None:
         if not has_context:
             raise InputError(

@@ -77,11 +77,10 @@ def test_several_references_make_the_mean_of_their_losses(speaker):
                       with_labels=True, references="first")
     assert first.answer.tolist() == apart[0].answer.tolist() and (first.share == 1).all()
     assert len(both) > len(first)
-    summed = [
-        gradients(speaker.model.train(), prompts, np.arange(len(prompts)), 10_000)[0][0] * prompts.units(np.arange(len(prompts)))
-        for prompts in (both, *apart)
-    ]
-    units = [prompts.units(np.arange(len(prompts))) for prompts in (both, *apart)]
+    sets = (both, *apart)
+    units = [prompts.units(np.arange(len(prompts))) for prompts in sets]
+    means = [gradients(speaker.model.train(), prompts, np.arange(len(prompts)), 10_000)[0][0] for prompts in sets]
+    summed = [mean * count for mean, count in zip(means, units, strict=True)]
     assert units[0] == pytest.approx((2 * units[1] + units[2]) / 3)
     assert summed[0] == pytest.approx((2 * summed[1] + summed[2]) / 3, rel=1e-5)
 

@@ -95,7 +95,8 @@ def test_lora_brings_its_head_and_peft_opens_it(place, tmp_path):
 
     assert run(place, tmp_path / "run", tune="lora", lora_rank=3) == 0
     config = json.loads((tmp_path / "run/model/adapter_config.json").read_text())
-    assert config["modules_to_save"] == ["qa_outputs"] and config["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    assert config["modules_to_save"] == ["qa_outputs"]
+    assert config["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
     reader = Reader.load(tmp_path / "run/model", device="cpu", precision="fp32")
     # from_pretrained would make all weights anew: it does not find a causal checkpoint's names (transformers#30381)
     base = transformers.LlamaForQuestionAnswering(transformers.LlamaConfig.from_pretrained(place[1]))

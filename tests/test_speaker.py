@@ -101,7 +101,8 @@ def test_unbound_it_may_say_anything(speaker):
 def test_what_several_questions_are_about_is_read_once(speaker, monkeypatch):
     """The same answers, whether a text is read for each question or once for all of them."""
     (one,) = examples([0])
-    some = [replace(one, id=str(k), question=q) for k, q in enumerate(("How long?", "Who lived there, and why?", "Where?"))]
+    asked = ("How long?", "Who lived there, and why?", "Where?")
+    some = [replace(one, id=str(k), question=question) for k, question in enumerate(asked)]
     options = {"adapter": None, "offer_null": True, "tokens_per_batch": None}
     settings = replace(speaker.settings, prompts=replace(SETTINGS, length=200))  # the whole text in one window
     wanted = [run_steps(speaker.way.steps([single], settings, **options))[0] for single in some]

@@ -41,7 +41,8 @@ def test_records_become_questions(tmp_path):
     assert dataset.examples[2].history == (("user", "Is it old?"), ("assistant", "Very."))
     assert [role for role, _ in dataset.examples[3].history] == ["system", "user", "assistant"]
     assert dataset.notices == [f"{tmp_path / 'talk.json'}: extra keys left unread: colour (1)"]
-    assert read_dataset(write(tmp_path / "asked.json", [{"question": "Who?"}])).examples[0].answers is None
+    asked = write(tmp_path / "asked.json", [{"question": "Who?", "answer": None}])
+    assert read_dataset(asked).examples[0].answers is None
 
 
 @pytest.mark.parametrize(

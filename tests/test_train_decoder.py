@@ -143,11 +143,13 @@ def test_a_run_killed_anywhere_ends_bit_identical(place, tmp_path, flags):
 
 def test_print_prompt_shows_what_is_asked(place, capsys, tmp_path):
     argv = arguments(
-        *place, tmp_path / "none", chat_format="llama2", no_answer_phrase="nowhere", print_prompt=True, window_length=120,
+        *place, tmp_path / "none", chat_format="llama2", no_answer_phrase="nowhere", print_prompt=True,
+        window_length=120,
     )
     assert train.main([*map(str, argv), "--template", "Read {context} Say: {question}"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("<s>[INST] Read The river runs past") and "Say: How long did the miller live there? [/INST]" in said
+    assert said.startswith("<s>[INST] Read The river runs past")
+    assert "Say: How long did the miller live there? [/INST]" in said
     assert said.endswith("--- and then it is to say:\n5 years</s>\n")
     assert not (tmp_path / "none").exists()
 
@@ -249,7 +251,8 @@ def test_merged_adapters_are_whole_models_with_a_modelfile(lora, place, tmp_path
 
 def test_what_merges_over_4_bits(place, tmp_path, capsys):
     assert run(place, tmp_path / "run", **LORA | {"tune": "qlora"}) == 0
-    argv = ["--adapter", tmp_path / "run", "--out", tmp_path / "out", "--dev", place[0] / "dev.json", "--precision", "fp32"]
+    argv = ["--adapter", tmp_path / "run", "--out", tmp_path / "out", "--dev", place[0] / "dev.json"]
+    argv += ["--precision", "fp32"]
     assert merge.main(list(map(str, [*argv, "--way", "requantised"]))) == 0
     table = capsys.readouterr().out
     assert all(way in table for way in ("unmerged", *merge.WAYS))

@@ -30,8 +30,8 @@ TRAIN_OPTIONS = (
     Option("tune", str, "full", "What learns: everything, the head alone, biases and head, LoRA adapter and head "
            "(qlora: with --quant nf4 and --checkpointing), virtual tokens and head, or a fusion of --adapter and head.",
            MODEL, choices=METHODS),
-    Option("head", str, None, "How a LLaMA answers: by what it says (answer), or with a span head as a BERT does; unset: "
-           "as it did, else answer.", MODEL, choices=("answer", "span")),
+    Option("head", str, None, "How a LLaMA answers: by what it says (answer), or with a span head as a BERT does; "
+           "unset: as it did, else answer.", MODEL, choices=("answer", "span")),
     Option("attention", str, None, "Of a LLaMA with --head span: its own mask, or both ways; unset: as it was, else "
            "causal.", MODEL, choices=ATTENTIONS),
     Option("quant", str, None, "Hold the frozen encoder in 4 bits, single without double quantisation.", MODEL,
@@ -39,8 +39,8 @@ TRAIN_OPTIONS = (
     Option("lora_rank", int, 8, "Rank of LoRA's updates.", LORA, minimum=1, maximum=4096),
     Option("lora_alpha", float, 16.0, "LoRA's alpha; updates are scaled by alpha / rank.", LORA, above=0),
     Option("lora_dropout", float, 0.0, "Probability of dropping inputs of the updates.", LORA, minimum=0, maximum=0.9),
-    Option("lora_targets", str, None, "Linear layers to adapt, by name or its last parts; all-linear; unset: query value "
-           "of a BERT, q_proj k_proj v_proj o_proj of a LLaMA.", LORA, many=True, metavar="NAME"),
+    Option("lora_targets", str, None, "Linear layers to adapt, by name or its last parts; all-linear; unset: query "
+           "value of a BERT, q_proj k_proj v_proj o_proj of a LLaMA.", LORA, many=True, metavar="NAME"),
     Option("lora_rank_pattern", str, None, "Ranks for some layers: layer.5.attention.self.query=16.", LORA, many=True,
            metavar="NAME=RANK"),
     Option("rslora", bool, False, "Scale by alpha / sqrt(rank) instead.", LORA),

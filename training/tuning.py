@@ -121,8 +121,8 @@ def lora_config(options, config):
         if not name or not rank.isdecimal() or int(rank) < 1:
             raise InputError(f"--lora-rank-pattern {text}: expected NAME=RANK, such as layer.5.attention.self.query=16")
         ranks[name] = int(rank)
+    targets = tuple(sorted({part for name in options.lora_targets or usual for part in name.split(",")}))
     return LoraConfig(
         rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout, rslora=options.rslora,
-        targets=tuple(sorted({part for name in options.lora_targets or usual for part in name.split(",")})), dora=options.dora,
-        rank_pattern=ranks,
+        targets=targets, dora=options.dora, rank_pattern=ranks,
     )

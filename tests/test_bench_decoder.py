@@ -1,0 +1,78 @@
+"""The tools that make and measure decoders, at toy size."""
+
+import json
+
+import torch
+
+from bench import decoder_memory, decoding, shapes, small_llama
+from data.readers import read_dataset
+from model.weights import load_model
+from reader import Reader
+
+
+def test_a_small_llama_reads_and_is_asked_in_its_format(tmp_path):
+    argv = ["--out", str(tmp_path / "llama"), "--vocab", "700", "--hidden", "48", "--layers", "2", "--heads", "4"]
+    assert small_llama.main(argv) == 0
+    reader = Reader.load(tmp_path / "llama", device="cpu", precision="fp32")
+    assert reader.settings.chat == "tinyllama"
+    import transformers
+
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "llama")
+    from data.chat import FORMATS, encode_chat
+
+    messages = [{"role": "user", "content": "What does Bormak have?"}]
+    wanted = theirs.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
+    assert encode_chat(reader.tokenizer, [("user", messages[0]["content"])], FORMATS["tinyllama"]) == wanted
+    assert small_llama.main(argv) == 2
+
+
+def test_the_copy_task_has_its_answers_in_its_texts(tmp_path):
+    assert small_llama.main(["--copy-task", "60", "--out", str(tmp_path / "copy")]) == 0
+    train, dev = (read_dataset(tmp_path / f"copy/{part}.json").examples for part in ("train", "dev"))
+    assert len(train) == 60 and len(dev) == 6
+    for one in train:
+        name = one.question.removeprefix("What does ").removesuffix(" have?")
+        if one.answers:
+            assert f"{name} has a {one.answers[0].text}." in one.context
+        else:
+            assert name not in one.context
+    assert {bool(one.answers) for one in train} == {True, False}
+    names = {word for one in dev for word in one.context.split() if word[0].isupper()}
+    assert names and not any(word in names for one in train for word in one.context.split())
+
+
+def test_a_checkpoint_of_known_shapes_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "SHARD", 60_000)
+    assert shapes.main(["toy", "--out", str(tmp_path / "toy")]) == 0
+    assert len(list((tmp_path / "toy").glob("*.safetensors"))) == 3
+    model, report = load_model(tmp_path / "toy")
+    assert not report.new and json.loads((tmp_path / "toy/config.json").read_text())["dtype"] == "bfloat16"
+    assert model.model.norm.weight.eq(1).all() and 0.01 < model.lm_head.weight.std() < 0.03
+    for name, count in (("tinyllama", 1_100_048_384), ("llama3.1-8b", 8_030_261_248)):  # as the hub says of them
+        from model.llama import LlamaConfig, LlamaForCausalLM
+
+        with torch.device("meta"):
+            assert sum(p.numel() for p in LlamaForCausalLM(LlamaConfig(**shapes.SHAPES[name])).parameters()) == count
+
+
+def test_decoding_and_memory_are_measured(tmp_path, capfd):
+    shapes.write_checkpoint(tmp_path / "toy", "toy")
+    options = ["--tokens", "5", "--prompt-tokens", "9", "--text-tokens", "40", "--repeats", "1"]
+    assert decoding.main([str(tmp_path / "toy"), *options, "--bandwidth-numbers", "1000"]) == 0
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
+    assert [row["row"] for row in rows] == [
+        "bf16, batch 1", "bf16, batch 8", "eight questions on one text", "nf4, batch 8"
+    ]
+    assert all(row["ratio"] > 0 for row in rows) and set(rows[0]["share_of_bandwidth"]) == {"ours", "theirs"}
+    assert decoder_memory.main([str(tmp_path / "toy"), "--tokens", "40", "--device", "cpu"]) == 0
+    found = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert found["largest_tensor_16_and_32"] == 6 * 600 * 64 and found["step_seconds"] > 0
+    assert 0 < found["load_peak"] <= found["step_peak"] and found["weights"] > found["linear_weights"] > 0
+
+
+def test_both_sides_say_the_same(tmp_path):
+    shapes.write_checkpoint(tmp_path / "toy", "toy")
+    cpu = torch.device("cpu")
+    mine, other = (make(tmp_path / "toy", cpu, False).float() for make in (decoding.ours, decoding.theirs))
+    prompts = decoding.random_prompts(mine.config, 3, 11)
+    assert decoding.speak(mine, prompts, 7) == decoding.speak_theirs(other, prompts, 7)
