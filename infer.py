@@ -9,10 +9,10 @@ import os
 import sys
 from pathlib import Path
 
-from common.errors import InputError
+from common.errors import InputError, RankLost
 from common.files import read_text
 from common.options import parse, render_config
-from common.output import guarded_main
+from common.output import guarded_main, is_first, signed
 from prompt.display import one_line
 from prompt.options import INFER_OPTIONS, TOP_K, TOP_K_JSON, choose_mode
 
@@ -35,16 +35,20 @@ def main(argv=None):
         modes = {"predict": predict, "question": answer_once, "prompt": open_prompt}
         return modes[choose_mode(options)](options)
     except InputError as error:
-        print(f"infer.py: {one_line(str(error))}", file=sys.stderr)
+        print(f"{signed('infer.py')}: {one_line(str(error))}", file=sys.stderr)
         return 2
+    except RankLost as error:
+        print(f"{signed('infer.py')}: {error}; nothing was written", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("infer.py: interrupted", file=sys.stderr)
         return 130
 
 
 def note(text):
-    """Something worth knowing that is not an answer."""
-    print(one_line(text), file=sys.stderr, flush=True)
+    """Something worth knowing that is not an answer; under torchrun, said once."""
+    if is_first():
+        print(one_line(text), file=sys.stderr, flush=True)
 
 
 def load(options):
@@ -146,7 +150,17 @@ def converse_on(reader, question, history):
 
 
 def predict(options):
-    """Answer all questions of --predict and write predictions, scores and speed to --out."""
+    """Answer all questions of --predict and write predictions, scores and speed to --out; torchrun splits them."""
+    from training.distributed import joined
+
+    with joined(os.environ, options.device) as ranks:
+        if ranks.size > 1:
+            options = options.replace("torchrun", device=str(ranks.device(options.device)))
+        return predict_with(options, ranks)
+
+
+def predict_with(options, ranks):
+    """What `predict` does on one of several processes, or alone."""
     from tqdm import tqdm
 
     from data.documents import counted
@@ -156,7 +170,7 @@ def predict(options):
     )
     from training.evaluate import score_lines
 
-    check_out(options.out, options.overwrite)
+    ranks.once(check_out, options.out, options.overwrite)
     dataset = read_dataset(options.predict, misaligned="skip" if options.skip_misaligned else "stop")
     examples = dataset.examples
     for notice in dataset.notices:
@@ -165,10 +179,13 @@ def predict(options):
     policy = choose_null(dataset, reader.settings, options.null_threshold)
     if policy.note:
         note(f"note: {policy.note}")
-    with tqdm(total=len(examples), desc="answering", unit=" questions", disable=None) as bar:
-        predictions, metrics = answer_all(
-            reader, examples, policy, tokens_per_batch=options.tokens_per_batch, progress=bar
+    with tqdm(total=len(ranks.share(examples)), desc="answering", unit=" questions", disable=None) as bar:
+        answered = answer_all(
+            reader, examples, policy, tokens_per_batch=options.tokens_per_batch, progress=bar, ranks=ranks
         )
+    if not ranks.first:
+        return 0
+    predictions, metrics = answered
     if metrics["cut_questions"]:
         limit = reader.question_limit
         cut = metrics["cut_questions"]

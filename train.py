@@ -3,13 +3,15 @@
 Reads top to bottom: `train` sets up, `loop` learns, `finish` scores and writes the model.
 """
 
+import os
 import shlex
 import sys
 import time
+from contextlib import ExitStack
 
-from common.errors import InputError
+from common.errors import InputError, RankLost
 from common.options import parse, render_config
-from common.output import guarded_main
+from common.output import guarded_main, signed
 from training.options import TRAIN_OPTIONS
 from training.signals import StopRequest, Terminated, terminable
 
@@ -32,8 +34,11 @@ def main(argv=None):
         with terminable():
             return train(options)
     except InputError as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        print(f"{signed('train.py')}: {error}", file=sys.stderr)
         return 2
+    except RankLost as error:
+        print(f"{signed('train.py')}: {error}; go on with the same --out and --resume", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as stop:  # outside the loop, where nothing waits to be saved
         print("train.py: stopped; a run that had begun goes on with the same --out and --resume", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
@@ -57,12 +62,14 @@ def print_prompt(options):
 
 def train(options):
     """Enter the run's folder, alone, and train there; returns the exit code."""
+    from training.distributed import joined
     from training.folder import RunFolder, enter_folder  # heavy, so after the options: --help is quick
     from training.run import recorded_options, refuse_guessing, settle_options
 
     options = settle_options(options)
     run = RunFolder(options.out)
-    with enter_folder(run, options.resume):
+    with joined(os.environ, options.device, options.shard) as ranks, ExitStack() as held:
+        ranks.once(lambda: held.enter_context(enter_folder(run, options.resume)))
         if options.resume and run.config.is_file():
             options = recorded_options(options, run)
             if run.finished:
@@ -71,10 +78,10 @@ def train(options):
         elif options.resume:
             refuse_guessing(options)
             print(f"{run.root}: no run to resume there; starting one")
-        return train_in(run, options)
+        return train_in(run, options, ranks)
 
 
-def train_in(run, options):
+def train_in(run, options, ranks):
     """Set up what the options ask for, then learn, then finish; returns the exit code."""
     from tqdm import tqdm
 
@@ -82,15 +89,17 @@ def train_in(run, options):
     from training.folder import check_space, has_checkpoint
     from training.measure import parameter_counts
     from training.optimizer import make_optimizer
-    from model.precision import choose_device, choose_precision, make_scaler
+    from model.precision import choose_precision, make_scaler
     from training.run import data_files, describe_run, read_split, write_or_compare
     from training.setup import build_reader, print_setup, seed_everything
+    from training.sharding import refuse_unshardable
     from training.state import LoopState, complete_checkpoints, load_checkpoint, sweep_leftovers
     from training.step import NonFinite
 
-    device = choose_device(options.device)
+    device = ranks.device(options.device)
     precision = choose_precision(options.precision, device)
-    files = data_files(options, tqdm_bytes)
+    with ranks.in_turn():
+        files = data_files(options, tqdm_bytes)
     train_set = read_split(files[0], options.max_train_examples, options.seed, options.skip_misaligned, "training")
     dev_set = None
     if files[1]:
@@ -99,7 +108,8 @@ def train_in(run, options):
             kinds = "about texts", "without texts"
             dev_kind, train_kind = kinds[train_set.has_texts], kinds[dev_set.has_texts]  # the other's, as they differ
             raise InputError(f"{files[1][0]}: asks {dev_kind}, the training data {train_kind}")
-    source = resolve_model(options.model, revision=options.revision)
+    with ranks.in_turn():
+        source = resolve_model(options.model, revision=options.revision)
 
     seed_everything(options.seed)
     may_lack_answer = train_set.may_lack_answer or bool(dev_set and dev_set.may_lack_answer)
@@ -108,47 +118,57 @@ def train_in(run, options):
         windows = reader.training_set(train_set.examples, options.references, bar)
     if len(windows) == 0:
         raise InputError(f"{files[0][0]}: gives no window to train on: its contexts or answers hold no readable words")
+    if ranks.sharded:
+        refuse_unshardable(options, precision, reader.model)
+    learner = ranks.learner(reader.model)
     optimizer = make_optimizer(reader.model, options.weight_decay, options.lora_plus_ratio, options.optimizer)
-    check_space(run, parameter_counts(reader.model)[0], options.keep)
-    description = describe_run(options, source, files, device, precision, reader.report.fingerprint)
-    notices = write_or_compare(run, description)
+    ranks.once(check_space, run, parameter_counts(reader.model)[0], options.keep)
+    description = describe_run(options, source, files, device, precision, reader.report.fingerprint, ranks.size)
+    for what in ("options", "model", "model_files", "data", "adapters"):
+        ranks.require_same(what, description[what])
+    notices = ranks.once(write_or_compare, run, description)
+    ranks.require_seen(run.config)
     print_setup(reader, source, train_set, dev_set, windows, precision, notices)
 
     scaler = make_scaler(device, precision)
     state = LoopState()
-    if has_checkpoint(run):
+    if ranks.once(has_checkpoint, run):
         newest = complete_checkpoints(run.checkpoints)[-1]
-        state = load_checkpoint(newest, reader.model, optimizer, scaler)
+        with ranks.whole(reader.model, optimizer, write_back=True):
+            state = load_checkpoint(newest, reader.model, optimizer, scaler)
         print(f"resuming after step {state.step}")
     elif options.resume:
         print("no complete checkpoint: starting over")
-    sweep_leftovers(run.root)
-    sweep_leftovers(run.checkpoints)
-    run.cut_log(state.step)
+    ranks.once(sweep_leftovers, run.root)
+    ranks.once(sweep_leftovers, run.checkpoints)
+    ranks.once(run.cut_log, state.step)
 
     try:
-        signal_number = loop(options, run, state, reader, windows, dev_set, optimizer, scaler)
-    except NonFinite as error:
-        print(
-            f"train.py: step {state.step + 1}: {error}, and nothing was updated; start again in another --out with a "
-            f"lower --lr or with --precision fp32", file=sys.stderr,
-        )
+        signal_number = loop(options, run, state, reader, learner, windows, dev_set, optimizer, scaler, ranks)
+    except NonFinite as error:  # the same on all ranks
+        if ranks.first:
+            print(
+                f"train.py: step {state.step + 1}: {error}, and nothing was updated; start again in another --out with "
+                f"a lower --lr or with --precision fp32", file=sys.stderr,
+            )
         return 1
     if signal_number is not None:
         folder = shlex.quote(str(run.root))
         print(f"stopped after step {state.step}; continue with: python train.py --resume --out {folder}")
         return 128 + signal_number
-    finish(run, state, reader, dev_set)
+    with ranks.whole(reader.model):
+        ranks.once(finish, run, state, reader, dev_set)
     return 0
 
 
-def loop(options, run, state, reader, windows, dev_set, optimizer, scaler):
+def loop(options, run, state, reader, learner, windows, dev_set, optimizer, scaler, ranks):
     """Learn until the last step, early stopping or a signal; returns the signal's number or None.
 
     A checkpoint is written every --save-every steps, after each evaluation and when a signal asks to stop;
     `state` is all the loop knows, so that what a checkpoint holds is enough to go on from.
     """
     from data.batches import epoch_batches
+    from training.distributed import noticing_loss
     from training.evaluate import evaluate
     from training.optimizer import learning_rate
     from training.progress import Progress, Stopped
@@ -165,36 +185,48 @@ def loop(options, run, state, reader, windows, dev_set, optimizer, scaler):
     def save():
         nonlocal saved
         if saved != (state.step, state.evaluated_step):
-            save_checkpoint(run.checkpoints, state, model, optimizer, scaler, options.keep)
+            with ranks.whole(model, optimizer):
+                ranks.once(write)
             saved = state.step, state.evaluated_step
 
-    with StopRequest() as stop, Progress(total_steps, state, evaluation_steps) as progress:
+    def write():
+        save_checkpoint(run.checkpoints, state, model, optimizer, scaler, options.keep)
+
+    with StopRequest(once=ranks.size == 1) as stop, Progress(total_steps, state, evaluation_steps) as progress, \
+            noticing_loss(ranks, rescue=write):
         while True:
             if state.step in evaluation_steps and state.evaluated_step < state.step:
                 may_lack_answer = reader.settings.null_threshold is not None
                 try:
-                    with progress.evaluation(len(dev_set.examples), stop) as bar:
-                        result = evaluate(reader, dev_set.examples, may_lack_answer=may_lack_answer, progress=bar)
+                    with progress.evaluation(len(ranks.share(dev_set.examples)), stop) as bar:
+                        result = evaluate(
+                            reader, dev_set.examples, may_lack_answer=may_lack_answer, progress=bar, ranks=ranks
+                        )
                 except Stopped:
                     save()  # without this evaluation; it is the first thing after --resume
-                    return stop.number
-                save_best(run, state, reader, result)
+                    return ranks.largest(stop.number or 0)
+                with ranks.whole(model):
+                    ranks.once(save_best, run, state, reader, result)
+                ranks.share_state(state)
                 save()
                 progress.show_scores(state)
             learned = state.step == total_steps or (options.patience and state.without_gain >= options.patience)
-            if learned or stop.number is not None:
+            stopped = ranks.largest(stop.number or 0)
+            if learned or stopped:
                 save()
-                return stop.number
+                return stopped or None
 
             if batches_epoch != state.epoch:
                 batches = epoch_batches(windows.length, options.batch_size, options.seed, state.epoch)
                 batches_epoch = state.epoch
             rate = learning_rate(state.step, total_steps, options.lr, options.warmup)
-            model.train()
+            learner.train()
+            ranks.seed(options.seed, state.step)
             began = time.perf_counter()
             result = train_step(
-                model, optimizer, scaler, windows, batches[state.position], learning_rate=rate,
+                learner, optimizer, scaler, windows, batches[state.position], learning_rate=rate,
                 max_tokens=options.tokens_per_micro_batch, clip=options.clip, device=device, precision=precision,
+                ranks=ranks,
             )
             seconds = time.perf_counter() - began
 
@@ -208,12 +240,13 @@ def loop(options, run, state, reader, windows, dev_set, optimizer, scaler):
                 state.timed_seconds += seconds
                 state.timed_windows += result.windows
                 state.timed_tokens += result.tokens
-            run.append_log({
-                "step": state.step, "epoch": batches_epoch, "loss": result.loss, "lr": rate,
-                "grad_norm": result.grad_norm if result.updated else None, "windows": result.windows,
-                "tokens": result.tokens, "padded_tokens": result.padded_tokens, "updated": result.updated,
-                "seconds": seconds,
-            })
+            if ranks.first:
+                run.append_log({
+                    "step": state.step, "epoch": batches_epoch, "loss": result.loss, "lr": rate,
+                    "grad_norm": result.grad_norm if result.updated else None, "windows": result.windows,
+                    "tokens": result.tokens, "padded_tokens": result.padded_tokens, "updated": result.updated,
+                    "seconds": seconds,
+                })
             progress.step(result, seconds)
             if state.step % options.save_every == 0 and state.step not in evaluation_steps:
                 save()

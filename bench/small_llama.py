@@ -10,7 +10,6 @@ there: to answer it, a decoder has to find the name and copy what follows. No na
 """
 
 import argparse
-import json
 import random
 import sys
 from pathlib import Path

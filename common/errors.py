@@ -8,3 +8,7 @@ class InputError(ValueError):
     Entry points print it on stderr and exit with code 2; every other exception is a bug of ours
     and keeps its traceback.
     """
+
+
+class RankLost(RuntimeError):
+    """Another process of a run under torchrun ended, or cannot be reached."""

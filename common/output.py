@@ -5,6 +5,16 @@ import os
 import sys
 
 
+def is_first(environ=os.environ):
+    """Whether this process is the one that speaks: the first of those that torchrun started, or the only one."""
+    return environ.get("RANK", "0") == "0"
+
+
+def signed(program, environ=os.environ):
+    """`program` as errors begin with it; under torchrun the other processes say which one they are."""
+    return program if is_first(environ) else f"{program}: rank {environ['RANK']}"
+
+
 def guarded_main(program, keep_going=False):
     """Decorate an entry point's `main(argv=None)`, which returns an exit code, as `@guarded_main("train.py")`.
 

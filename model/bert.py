@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.families import ACTIVATIONS, BertConfig  # noqa: F401  (BertConfig: for those who import it from here)
 
+
 class LayerNorm(nn.Module):
     """Layer normalisation over the last axis (Ba et al. 2016, arXiv 1607.06450), always in fp32."""
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from common.errors import InputError
 from common.files import write_folder, write_json, write_pairs
-from common.spill import Spill
 from data.documents import counted
 from metrics import evaluate_v1, text_scores
+from training.answering import predict_together
+from training.distributed import Ranks
 from training.evaluate import (
     PREDICTION_FILES, answer_text, best_only, prediction_files, references_of, score_at,
 )
@@ -112,13 +113,17 @@ def choose_null(dataset, settings, asked):
     return NullPolicy(True, 0.0, note)
 
 
-def answer_all(reader, examples, policy, *, tokens_per_batch, progress=None):
-    """(predictions in order, metrics without latency); what is timed goes from texts to answers."""
+def answer_all(reader, examples, policy, *, tokens_per_batch, progress=None, ranks=Ranks()):
+    """(predictions in order, metrics without latency), or None on all ranks but the first.
+
+    What is timed goes from texts to answers.
+    """
     began = time.perf_counter()
-    answers = reader.predict(
-        examples, offer_null=policy.offered, progress=progress, tokens_per_batch=tokens_per_batch
+    predictions = predict_together(
+        ranks, reader, examples, offer_null=policy.offered, progress=progress, tokens_per_batch=tokens_per_batch
     )
-    predictions = Spill(answers)
+    if predictions is None:
+        return None
     seconds = time.perf_counter() - began
     _, total = parameter_counts(reader.model)
     windows = sum(prediction.windows for prediction in predictions)

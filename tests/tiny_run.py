@@ -12,18 +12,30 @@ ROOT = Path(__file__).parents[1]
 WINDOW = 64
 
 # Imports torch once (and _dynamo, which its optimizers import late); every line on stdin then becomes a process of
-# its own that runs train.main, where {"kill": [module, function, n]} asks for SIGKILL in place of the n-th call.
-# Answers with the process id, then with the exit code, a line each.
+# its own that runs train.main, where {"kill": [module, function, n]} asks for SIGKILL in place of the n-th call; with
+# {"ranks": N} it becomes N of them, as torchrun starts them, and the last is the one that is killed.
+# Answers with the list of process ids, then with that of exit codes, a line each.
 NURSERY = """
-import importlib, json, os, signal, sys
-import torch._dynamo, tqdm, train, training.evaluate, training.folder, training.measure, training.progress, training.run, training.setup, training.state, training.step
+import importlib, json, os, signal, socket, sys
+import torch._dynamo, tqdm, train, training.evaluate, training.folder, training.measure, training.progress, training.run, training.setup, training.state, training.step, training.sharding
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 for line in sys.stdin:
     job = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
+    pids, port, size = [], free_port(), job["ranks"]
+    for rank in range(size):
+        pid = os.fork()
+        pids.append(pid)
+        if pid:
+            continue
         for number, name in ((0, os.devnull), (1, job["stdout"]), (2, job["stderr"])):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-        if job["kill"]:
+            mark = f".{rank}" if rank and number else ""
+            os.dup2(os.open(name + mark, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+        if size > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
+                           "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        if job["kill"] and rank == size - 1:
             module, function, left = job["kill"]
             module = importlib.import_module(module)
             def killing(*arguments, original=getattr(module, function), left=[left], **options):
@@ -32,11 +44,20 @@ for line in sys.stdin:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return original(*arguments, **options)
             setattr(module, function, killing)
-        code = train.main(job["argv"])
+        module, _, function = job["call"].partition(":")
+        try:
+            code = getattr(importlib.import_module(module), function)(job["argv"])
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            code = 99
         sys.stdout.flush()
         os._exit(code)
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    print(json.dumps(pids), flush=True)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    print(json.dumps(codes), flush=True)
 """
 
 
@@ -57,21 +78,28 @@ class Nursery:
     def __exit__(self, *_):
         self.process.communicate()
 
-    def start(self, argv, kill=None):
-        """Begin a run; returns its process id."""
-        job = {"argv": list(map(str, argv)), "kill": kill, "stdout": str(self.out), "stderr": str(self.err)}
+    def start(self, argv, kill=None, ranks=1, call="train:main"):
+        """Begin a run, or another function's; returns its process id, that of the first rank."""
+        job = {"argv": list(map(str, argv)), "kill": kill, "stdout": str(self.out), "stderr": str(self.err),
+               "ranks": ranks, "call": call}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        return json.loads(self.process.stdout.readline())[0]
 
     def wait(self):
-        """The exit code of the run begun last, -9 after SIGKILL."""
-        return int(self.process.stdout.readline())
+        """The exit code of the run begun last, -9 after SIGKILL; a list of them for several ranks."""
+        codes = json.loads(self.process.stdout.readline())
+        return codes if len(codes) > 1 else codes[0]
 
-    def run(self, argv, kill=None):
-        """Begin a run and wait for its exit code."""
-        self.start(argv, kill)
+    def run(self, argv, kill=None, ranks=1, call="train:main"):
+        """Begin a run and wait for its exit code or codes."""
+        self.start(argv, kill, ranks, call)
         return self.wait()
+
+    def errors(self, ranks=1):
+        """What each rank wrote on stderr."""
+        paths = [self.err, *(self.err.with_name(f"{self.err.name}.{rank}") for rank in range(1, ranks))]
+        return [path.read_text(encoding="utf-8") for path in paths]
 
 
 def paragraph(number):

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from common.spill import Spill
 from data.documents import counted
 from metrics import best_threshold, evaluate_v1, evaluate_v2, question_scores, split_halves, text_scores
+from training.answering import predict_together
+from training.distributed import Ranks
 
 PREDICTION_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json")
 
@@ -40,15 +42,17 @@ def references_of(examples):
     return [(example.id, [answer.text for answer in example.answers]) for example in examples]
 
 
-def evaluate(reader, examples, *, may_lack_answer, threshold=None, tune=True, progress=None):
-    """Answer and score `examples`; returns an Evaluation.
+def evaluate(reader, examples, *, may_lack_answer, threshold=None, tune=True, progress=None, ranks=Ranks()):
+    """Answer and score `examples`; returns an Evaluation, or None on all ranks but the first.
 
     may_lack_answer: score by v2.0's rules with a null on offer, else by v1.1's without. threshold: used
     as it is unless `tune`; then it is searched on one half of the contexts and the scores of both halves
     are told apart, since the half it was tuned on flatters it.
     """
     began = time.perf_counter()
-    predictions = Spill(reader.predict(examples, offer_null=may_lack_answer, progress=progress))
+    predictions = predict_together(ranks, reader, examples, offer_null=may_lack_answer, progress=progress)
+    if predictions is None:
+        return None
     seconds = time.perf_counter() - began
     windows = sum(p.windows for p in predictions)
     if not may_lack_answer:

@@ -66,6 +66,7 @@ TRAIN_OPTIONS = (
     Option("precision", str, "auto", "Number format of the matrix products.", LOOP,
            choices=PRECISIONS),
     Option("device", str, "auto", "auto, cpu, cuda or cuda:1.", LOOP),
+    Option("shard", bool, False, "Under torchrun, split weights and moments over the processes (FSDP2).", LOOP),
     Option("window_length", int, 384, "Tokens in a window, question included; in a decoder's prompt with its answer.",
            WINDOWS, minimum=8),
     Option("window_overlap", int, None, "Tokens that neighbouring windows share (128 unless a step is given).",

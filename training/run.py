@@ -29,7 +29,7 @@ USED_BY = {
     ),
     ("prompt",): ("prompt_tokens", "prompt_text"),
 }
-HARMLESS = ("keep", "save_every")  # may be given anew on --resume: they change no weight
+HARMLESS = ("keep", "save_every", "shard")  # may be given anew on --resume: they change no weight
 MODEL_FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.txt",
     "adapter_config.json", "adapter_model.safetensors",
@@ -157,7 +157,7 @@ def file_hash(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def environment(device, precision):
+def environment(device, precision, processes):
     """What bit-identical repetition depends on."""
     return {
         "python": platform.python_version(),
@@ -169,10 +169,11 @@ def environment(device, precision):
         "threads": torch.get_num_threads(),
         "device": str(device),
         "precision": precision,
+        "processes": processes,
     }
 
 
-def describe_run(options, source, files, device, precision, fingerprint=None):
+def describe_run(options, source, files, device, precision, fingerprint=None, processes=1):
     """The contents of config.json. fingerprint: of the weights that training began with; --resume needs them again."""
     return {
         "format": FORMAT,
@@ -189,7 +190,7 @@ def describe_run(options, source, files, device, precision, fingerprint=None):
             {"path": str(path), "sha256": file_hash(path)}
             for folder in options.adapter or () for path in sorted(folder.rglob("adapter_*")) if path.is_file()
         ],
-        "environment": environment(device, precision),
+        "environment": environment(device, precision, processes),
     }
 
 

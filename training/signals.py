@@ -25,11 +25,12 @@ def terminable():
 class StopRequest:
     """A context in which the first SIGINT or SIGTERM only sets `number`; a second one acts as usual.
 
-    number: of the signal, or None. The exit code that shells expect is 128 + number.
+    number: of the signal, or None. The exit code that shells expect is 128 + number. once: that only one is passed
+    over; under torchrun, which passes the terminal's signals on a second time, all are.
     """
 
-    def __init__(self):
-        self.number = None
+    def __init__(self, once=True):
+        self.number, self.once = None, once
         self._before = {}
 
     def __enter__(self):
@@ -43,5 +44,5 @@ class StopRequest:
 
     def _note(self, number, frame):
         self.number = number
-        for each, handler in self._before.items():
+        for each, handler in self._before.items() if self.once else ():
             signal.signal(each, handler)

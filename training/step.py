@@ -5,10 +5,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from data.batches import split_by_tokens, to_tensors
+from data.batches import to_tensors
 from data.prompts import IGNORED
 from data.windows import NO_LABEL
 from model.precision import autocast
+from training.distributed import Ranks
+
+ALONE = Ranks()
 
 
 class NonFinite(ArithmeticError):
@@ -69,31 +72,36 @@ def batch_loss(model, batch, device, precision):
     return span_loss(start, end, batch["answer_mask"], batch["label"], batch["null"])
 
 
-def accumulate(model, window_set, windows, max_tokens, *, device, precision, scaler):
+def accumulate(model, window_set, windows, max_tokens, *, device, precision, scaler, ranks=ALONE):
     """Add the gradients of the mean loss over `windows` to the parameters; returns (loss, tokens, padded).
 
     window_set: a WindowSet, whose mean is over windows, or a PromptSet, whose mean is over the tokens to be said.
     The sum of each micro-batch's loss is divided by the count of the whole step, so any way of splitting
     gives the gradient of the whole batch. With means per micro-batch a ragged last one would weigh too much:
-    for windows of loss 1, 1, 1, 4 split 3 + 1, mean of means is 2.5 and the true mean 1.75.
+    for windows of loss 1, 1, 1, 4 split 3 + 1, mean of means is 2.5 and the true mean 1.75. The same holds over
+    ranks: each has its part of `windows`, and gradients, loss and padded are sums over all of them.
     """
     total = torch.zeros((), device=device)
     padded = 0
-    for part in split_by_tokens(window_set.length, windows, max_tokens):
+    parts = ranks.parts(window_set.length, windows, max_tokens)
+    for number, (part, counts) in enumerate(parts, start=1):
         batch = to_tensors(window_set.fill(part), device)
-        loss = batch_loss(model, batch, device, precision) / window_set.units(windows)
-        scaler.scale(loss).backward()
-        total += loss.detach()
+        with ranks.accumulating(model, last=number == len(parts)):
+            loss = batch_loss(model, batch, device, precision) / window_set.units(windows)
+            weight = ranks.divided if counts else 0
+            scaler.scale(loss if weight == 1 else loss * weight).backward()
+        total += loss.detach() if counts else 0
         padded += batch["input_ids"].numel()
-    return total.item(), int(window_set.length[windows].sum()), padded
+    loss, padded = ranks.sums(total.item(), padded)
+    return loss, int(window_set.length[windows].sum()), int(padded)
 
 
 def train_step(
-    model, optimizer, scaler, window_set, windows, *, learning_rate, max_tokens, clip, device, precision
+    model, optimizer, scaler, window_set, windows, *, learning_rate, max_tokens, clip, device, precision, ranks=ALONE
 ):
     """Learn from `windows` once; returns a StepResult.
 
-    learning_rate: for this step, times each parameter group's `scale`. clip: largest norm of the whole
+    model: what `ranks.learner` gave. learning_rate: for this step, times each parameter group's `scale`. clip: largest norm of the whole
     gradient. Raises NonFinite before the update when loss or gradient is not finite; with fp16 a gradient
     that overflowed is the scaler's business: the step is left out and the scale halved, and only a scale
     that has fallen below 1 stops the run.
@@ -102,11 +110,11 @@ def train_step(
         group["lr"] = learning_rate * group.get("scale", 1.0)
     optimizer.zero_grad(set_to_none=True)
     loss, tokens, padded = accumulate(
-        model, window_set, windows, max_tokens, device=device, precision=precision, scaler=scaler
+        model, window_set, windows, max_tokens, device=device, precision=precision, scaler=scaler, ranks=ranks
     )
     scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip).item()
+    grad_norm = ranks.whole_tensor(torch.nn.utils.clip_grad_norm_(parameters, clip)).item()
     finite = torch.isfinite(torch.tensor([loss, grad_norm])).tolist()
     if not finite[0]:
         raise NonFinite(f"the loss is {loss}")
