@@ -93,6 +93,8 @@ def open_prompt(options):
     from data.download import cache_folder
     from prompt.answers import ask, question_is_cut
     from prompt.display import style_for
+    from prompt.loading import open_named
+    from prompt.looking import Looking
     from prompt.session import Session
     from prompt.terminal import Lines, converse
 
@@ -120,7 +122,8 @@ def open_prompt(options):
 
     adapters = [name for name in reader.all_settings if name is not None] if options.adapter else ()
     threshold = reader.settings.null_threshold
-    session = Session(answer, threshold, write, style, context, adapters, choose)
+    looking = Looking(reader, options.tokens_per_batch, lambda name: open_named(name, options))
+    session = Session(answer, threshold, write, style, context, adapters, choose, looking.commands())
     try:
         return converse(session, lines, write)
     finally:
