@@ -2,6 +2,7 @@
 
     python infer.py
     python infer.py --question "Who built it?" --context-file report.txt --json
+    python infer.py --question "Who built it?" --context-file report.txt --xray why.html
     python infer.py --predict dev.json --out predictions
 """
 
@@ -81,11 +82,26 @@ def answer_once(options):
     if question_is_cut(reader, options.question):
         note(f"note: the question was cut to {reader.settings.windows.question_limit} tokens")
     prediction, seconds = ask(reader, options.question, context, options.tokens_per_batch)
+    if options.xray is not None:
+        write_page(reader, options, context)
     if options.json:
         print(to_json(describe(prediction, threshold, seconds, options.top_k or TOP_K_JSON)))
     else:
         print("\n".join(plain_lines(prediction, threshold, options.top_k or TOP_K)))
     return 0
+
+
+def write_page(reader, options, context):
+    """Write --xray's page about --question."""
+    from common.files import check_target, write_atomic
+    from inside.case import Case
+    from inside.explain import explain
+    from inside.page import page
+
+    check_target(options.xray)
+    case = Case(reader, options.question, context, tokens_per_batch=options.tokens_per_batch)
+    write_atomic(options.xray, page(explain(case)))
+    note(f"note: why this answer is shown in {options.xray}")
 
 
 def open_prompt(options):
