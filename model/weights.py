@@ -18,6 +18,7 @@ from common.files import read_json, write_json
 from model.bert import BertConfig, BertForQuestionAnswering
 from model.llama import LlamaConfig, LlamaForCausalLM
 from model.names import BERT, LLAMA
+from model.pruning import KEY, check_shape, is_pruned, shape_as, shape_of
 from model.quant import FourBit, FourBitLinear, quantise
 
 # What stands beside a weight that is stored in 4 bits: `query.weight` is bytes, and `query.weight.absmax` one of these.
@@ -258,6 +259,7 @@ def load_model(folder, *, dropout=None, attention_dropout=None, four_bit=None):
     dropout, attention_dropout: probabilities that replace those of config.json. four_bit: a FourBit, to hold the
     encoder's Linear layers so; of a folder stored in 4 bits it has to be that one, or None for it.
     """
+    folder = Path(folder)
     config = read_config(folder)
     changes = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": attention_dropout}
     if isinstance(config, BertConfig):
@@ -266,6 +268,9 @@ def load_model(folder, *, dropout=None, attention_dropout=None, four_bit=None):
     check_size(config, folder)
     with torch.device("meta"):  # shapes without numbers: they come from the files
         model = plain_model(config)
+    pruned = read_json(folder / "config.json").get(KEY)
+    if pruned is not None:
+        shape_as(model, check_shape(pruned, config, str(folder / "config.json")))
     stored = stored_quant(folder)
     if stored is not None and four_bit is not None and four_bit.name != stored.name:
         raise InputError(f"{folder}: its weights are stored in {stored.name} and cannot be had in {four_bit.name}")
@@ -287,6 +292,8 @@ def save_weights(model, folder):
         raise ValueError("a model with adapters, virtual tokens or 8-bit layers cannot be saved whole; merge it first")
     folder = Path(folder)
     tensors, values = {}, model.config.to_dict()
+    if isinstance(model, BertForQuestionAnswering) and is_pruned(model):
+        values[KEY] = shape_of(model)
     for name, (module, attribute, _) in slots(model).items():
         if isinstance(module, FourBitLinear) and attribute == "weight":
             tensors |= {name + suffix: tensor for suffix, tensor in module.packed_tensors().items()}
