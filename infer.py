@@ -2,6 +2,7 @@
 
     python infer.py
     python infer.py --question "Who built it?" --context-file report.txt --json
+    python infer.py --question "Who built it?" --context-file report.txt --xray why.html
     python infer.py --predict dev.json --out predictions
 """
 
@@ -85,6 +86,8 @@ def answer_once(options):
     if question_is_cut(reader, options.question):
         note(f"note: the question was cut to {reader.question_limit} tokens")
     prediction, seconds = ask(reader, options.question, context, options.tokens_per_batch)
+    if options.xray is not None:
+        write_page(reader, options, context)
     if options.json:
         print(to_json(describe(prediction, threshold, seconds, options.top_k or TOP_K_JSON)))
     else:
@@ -92,11 +95,26 @@ def answer_once(options):
     return 0
 
 
+def write_page(reader, options, context):
+    """Write --xray's page about --question."""
+    from common.files import check_target, write_atomic
+    from inside.case import Case
+    from inside.explain import explain
+    from inside.page import page
+
+    check_target(options.xray)
+    case = Case(reader, options.question, context, tokens_per_batch=options.tokens_per_batch)
+    write_atomic(options.xray, page(explain(case)))
+    note(f"note: why this answer is shown in {options.xray}")
+
+
 def open_prompt(options):
     """Read texts and questions until the user leaves."""
     from data.download import cache_folder
     from prompt.answers import ask, question_is_cut
     from prompt.display import style_for
+    from prompt.loading import open_named
+    from prompt.looking import Looking
     from prompt.session import Session
     from prompt.terminal import Lines, converse
 
@@ -127,7 +145,10 @@ def open_prompt(options):
 
     adapters = [name for name in reader.all_settings if name is not None] if options.adapter else ()
     threshold = reader.settings.null_threshold
-    session = Session(answer, threshold, write, style, context, adapters, choose)
+    looking = Looking(reader, options.tokens_per_batch, lambda name: open_named(name, options))
+    session = Session(
+        answer, threshold, write, style, context, adapters, choose, looking.commands() if hasattr(reader.model, "bert") else (),
+    )
     if options.chat:
         session.context = ""  # every line is a question
     try:

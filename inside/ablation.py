@@ -74,23 +74,17 @@ def ablated(model, chosen, means):
         yield
 
 
-def head_columns(model, unit):
-    """The slice of the joined heads (B, T, H K) that is this head's."""
-    attention = blocks(model)[unit.layer].attention.self
-    K = attention.query.out_features // attention.num_heads
-    return slice(unit.head * K, (unit.head + 1) * K)
-
-
 def without(model, unit, mean):
     """A context in which one Unit puts out `mean`."""
     block = blocks(model)[unit.layer]
     if unit.head is None:
         constant = lambda module, args, output: mean.to(output.dtype).expand_as(output)  # noqa: E731
         return hooked(block.output.dense.register_forward_hook(constant))
-    columns = head_columns(model, unit)
 
     def replace(module, args, output):
         mixed = output[0].clone()  # (B, T, H K)
+        K = mixed.shape[-1] // module.num_heads
+        columns = slice(unit.head * K, (unit.head + 1) * K)
         mixed[..., columns] = mean[columns].to(mixed.dtype)
         return mixed, *output[1:]
 
@@ -118,11 +112,10 @@ class Loss:
 def rank_heads(case, means=None):
     """A Loss for every Unit, largest drop first, on the window that won."""
     number, means = case.best.window, means or case_means(case)
-    first, last = case.tokens_of(case.best, number)
 
     def scored():
         start, end = case.logits(number)
-        return (start[0, first] + end[0, last]).item(), case.spans(number, start, end)
+        return case.score(case.best, number, start, end), case.spans(number, start, end)
 
     whole, _ = scored()
     losses = []

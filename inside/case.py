@@ -17,6 +17,7 @@ from model.precision import autocast
 from spans import TOKENS_PER_BATCH
 
 SPECIAL, QUESTION, TEXT = "special", "question", "text"
+ACTIVE = object()  # the adapter that is in use, whichever it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +34,15 @@ class Piece:
 
 
 class Case:
-    """A question, its text, and the reader with the adapter that was active when the Case was made.
+    """A question, its text, and the reader with one adapter, by default the one that is active now (None: the base).
 
     Raises InputError when there is nothing to look at: an empty question, or a text without readable words.
     Windows are numbered from 0; one is `number` below.
     """
 
-    def __init__(self, reader, question, context, *, tokens_per_batch=TOKENS_PER_BATCH):
-        self.reader, self.adapter, self.settings = reader, reader.adapter, reader.settings
+    def __init__(self, reader, question, context, *, adapter=ACTIVE, tokens_per_batch=TOKENS_PER_BATCH):
+        self.reader, self.adapter = reader, reader.adapter if adapter is ACTIVE else adapter
+        self.settings = reader.all_settings[self.adapter]
         self.example = Example("question", question, context, None, "question")
         self.windows = WindowSet([self.example], reader.tokenizer, self.settings.windows)
         self.tokens_per_batch = tokens_per_batch
@@ -133,6 +135,14 @@ class Case:
         first = int(np.flatnonzero(offsets[:, 0] == span.start)[0])
         last = int(np.flatnonzero(offsets[:, 1] == span.end)[-1])
         return prefix + first, prefix + last
+
+    def score(self, span, number, start, end):
+        """Score of a span by a window's logits (1, T); None where no token of it begins or ends as the span does."""
+        offsets = self.windows.offsets(number)
+        if span.start not in offsets[:, 0] or span.end not in offsets[:, 1]:
+            return None
+        first, last = self.tokens_of(span, number)
+        return (start[0, first] + end[0, last]).item() - self.settings.decode.length_penalty * (last - first)
 
     def pieces(self, number):
         """The Pieces of one window, by position."""

@@ -51,14 +51,11 @@ def lens(case, number=None):
         logits = [model.span_logits(state) for state in states]  # (1, T) each
     predictions = [case.spans(number, *pair) for pair in logits]
     answer = predictions[-1].spans[0]
-    first, last = case.tokens_of(answer, number)
     layers = []
     for layer, ((start, end), prediction) in enumerate(zip(logits, predictions, strict=True)):
         places = [place(span) for span in prediction.spans]
         rank = places.index(place(answer)) + 1 if place(answer) in places else None
-        penalty = case.settings.decode.length_penalty * (last - first)
-        score = (start[0, first] + end[0, last]).item() - penalty
-        null = (start[0, 0] + end[0, 0]).item()
+        score, null = case.score(answer, number, start, end), (start[0, 0] + end[0, 0]).item()
         layers.append(LensLayer(layer, prediction.spans[0], score, rank, null, start[0].cpu(), end[0].cpu()))
     appears = len(layers) - 1
     while appears and layers[appears - 1].rank == 1:

@@ -111,14 +111,5 @@ def patched(case, number, layer, state, into, source, answer, other):
 
     with changing_hidden(case.model, layer, change):
         start, end = case.logits(number)
-    scores = []
-    for span in (answer, other):
-        first, last = case.tokens_of(span, number) if holds(case, span, number) else (None, None)
-        scores.append(None if first is None else (start[0, first] + end[0, last]).item())
+    scores = [case.score(span, number, start, end) for span in (answer, other)]
     return PatchedLayer(layer, case.spans(number, start, end), *scores)
-
-
-def holds(case, span, number):
-    """Whether a window holds the tokens that a span begins and ends with."""
-    offsets = case.windows.offsets(number)
-    return span.start in offsets[:, 0] and span.end in offsets[:, 1]

@@ -197,7 +197,8 @@ def plain_linears(model):
             continue
         for attribute, module in parent.named_children():
             full = f"{name}.{attribute}".removeprefix(".")
-            if isinstance(module, nn.Linear) and full not in OUTPUTS:
+            # what pruning left of a feed-forward half (model/pruning.py) holds no weights that could be rounded
+            if isinstance(module, nn.Linear) and module.weight.numel() and full not in OUTPUTS:
                 found.append((full, parent, attribute, module))
     return found
 

@@ -20,6 +20,7 @@ from model.bert import BertConfig, BertForQuestionAnswering
 from model.llama import LlamaConfig, LlamaForCausalLM
 from model.llama_span import LlamaForQuestionAnswering
 from model.names import BERT, NAMES, names_of
+from model.pruning import KEY, check_shape, is_pruned, shape_as, shape_of
 from model.quant import FourBit, FourBitLinear, quantise
 
 # What stands beside a weight that is stored in 4 bits: `query.weight` is bytes, and `query.weight.absmax` one of these.
@@ -281,6 +282,7 @@ def load_model(folder, *, dropout=None, attention_dropout=None, four_bit=None, k
     model that is only used or stays frozen, under autocast: matrices of 16-bit numbers in the file take no more here.
     attention: "causal" or "bidirectional", of a LLaMA that gets a span head instead of its output layer.
     """
+    folder = Path(folder)
     config = read_config(folder)
     if isinstance(config, BertConfig):
         keys = config.family.keys
@@ -291,6 +293,9 @@ def load_model(folder, *, dropout=None, attention_dropout=None, four_bit=None, k
     check_size(config, folder)
     with torch.device("meta"), Uninitialised():  # shapes without numbers: they come from the files
         model = plain_model(config, attention)
+    pruned = read_json(folder / "config.json").get(KEY)
+    if pruned is not None:
+        shape_as(model, check_shape(pruned, config, str(folder / "config.json")))
     stored = stored_quant(folder)
     if stored is not None and four_bit is not None and four_bit.name != stored.name:
         raise InputError(f"{folder}: its weights are stored in {stored.name} and cannot be had in {four_bit.name}")
@@ -315,6 +320,8 @@ def save_weights(model, folder):
     tensors, values = {}, model.config.to_dict()
     if span:
         values["architectures"] = ["LlamaForQuestionAnswering"]
+    if isinstance(model, BertForQuestionAnswering) and is_pruned(model):
+        values[KEY] = shape_of(model)
     for ours, (module, attribute, _) in slots(model).items():
         name = names_of(model).theirs(ours)
         if isinstance(module, FourBitLinear) and attribute == "weight":

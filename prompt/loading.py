@@ -62,6 +62,15 @@ def named_adapter(given):
     return name, Path(folder)
 
 
+def open_named(name, options):
+    """The Reader of another model, run or adapter, for a comparison; InputError when it cannot answer."""
+    folder = resolve_model(str(model_of_run(name))).folder
+    reader = Reader.load(folder, device=options.device, precision=options.precision)
+    if not reader.trained:
+        raise InputError(f"{name}: its head for answers was never trained, so it cannot answer")
+    return reader
+
+
 def base_of(described):
     """The base that an adapter names; InputError when it names none."""
     if described.base is None:

@@ -31,6 +31,8 @@ INFER_OPTIONS = (
     Option("json", bool, False, "Print one JSON object.", ONCE),
     Option("top_k", int, None, f"Candidates to print, the best one included (unset: {TOP_K}, with --json "
            f"{TOP_K_JSON}).", ONCE, minimum=1, metavar="K"),
+    Option("xray", Path, None, "Also write a page that shows why: logits, layers, attention, saliency.", ONCE,
+           metavar="FILE.html"),
     Option("predict", Path, None, "Answer all questions of these files: SQuAD JSON, flat JSON, JSONL or CSV.",
            FILES, many=True, metavar="DATA"),
     Option("out", Path, None, "Folder for the predictions and metrics.json.", FILES, metavar="DIR"),
@@ -78,7 +80,7 @@ def choose_mode(options):
 
     check_model_options(options)
     if options.predict is not None:
-        if foreign := given("question", "context", "context_file", "chat", "json", "top_k"):
+        if foreign := given("question", "context", "context_file", "chat", "json", "top_k", "xray"):
             raise InputError(f"--predict asks what its files ask and does not go with {', '.join(foreign)}")
         if options.out is None:
             raise InputError("--predict writes files: name their folder with --out DIR")
@@ -96,7 +98,7 @@ def choose_mode(options):
                 "--question needs a text to answer from: add --context TEXT or --context-file FILE"
             )
         return "question"
-    if foreign := given("json", "top_k"):
+    if foreign := given("json", "top_k", "xray"):
         raise InputError(f"{', '.join(foreign)}: only for --question TEXT, which is not given")
     if options.context_file == Path("-"):
         raise InputError("--context-file - uses up standard input: add --question TEXT, or use a file")

@@ -37,15 +37,16 @@ class Session:
 
     ask(question, context) returns (Prediction, seconds). write(line) shows a line. null_threshold: above
     which null odds "no answer" is said, or None. adapters: names that /adapter knows, the last one in use;
-    choose(name or None) takes another and returns its null_threshold. `wants` says what the next line is
-    taken for: "text", "question" or "paste".
+    choose(name or None) takes another and returns its null_threshold. commands: further ones beside LISTED. `wants`
+    says what the next line is taken for: "text", "question" or "paste".
     """
 
-    def __init__(self, ask, null_threshold, write, style, context=None, adapters=(), choose=None):
+    def __init__(self, ask, null_threshold, write, style, context=None, adapters=(), choose=None, commands=()):
         self.ask, self.null_threshold, self.write, self.style = ask, null_threshold, write, style
         self.adapters, self.choose = [*adapters], choose
         self.adapter = self.adapters[-1] if self.adapters else None
-        self.context, self.pasted, self.last = None, None, None
+        self.listed, self.commands = (*LISTED, *commands), table(*LISTED, *commands)
+        self.context, self.pasted, self.last, self.question = None, None, None, None
         if context is not None:
             self.take_text(context)
 
@@ -73,11 +74,11 @@ class Session:
 
     def command(self, line):
         name, _, rest = line.partition(" ")
-        if name not in COMMANDS:
-            (nearest,) = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)
+        if name not in self.commands:
+            (nearest,) = difflib.get_close_matches(name, self.commands, n=1, cutoff=0.0)
             self.write(f"there is no command {one_line(name)}; the nearest is {nearest} (/help shows all)")
             return True
-        return COMMANDS[name].act(self, rest.strip()) is not False
+        return self.commands[name].act(self, rest.strip()) is not False
 
     def clear(self):
         self.context = self.last = None
@@ -164,7 +165,7 @@ class Session:
         if len(self.context) > LONG_TEXT:
             self.write("reading a long text; Ctrl-C cancels")
         prediction, seconds = self.ask(question, self.context)
-        self.last = prediction
+        self.last, self.question = prediction, question
         span = prediction.answer(self.null_threshold)
         if span is not None:
             if span.start >= 0:
@@ -207,6 +208,13 @@ def table(*commands):
     return {command.name: command for command in sorted(commands, key=lambda command: command.name)}
 
 
+def help_text(listed):
+    """What /help shows of these commands."""
+    rows = (f"  {command.usage:11}  {command.help}" for command in listed)
+    first = "The first line you type or paste is the text. Every further line is a question about it."
+    return "\n".join([first, *rows])
+
+
 LISTED = (  # in the order of /help
     Command("/file", "/file PATH", "take the text from a UTF-8 file", lambda session, rest: session.read_file(rest)),
     Command("/paste", "/paste", "type or paste a text of several lines; a line with a single dot ends it",
@@ -217,11 +225,8 @@ LISTED = (  # in the order of /help
     Command("/adapter", "/adapter [NAME]", "answer with this adapter, or with the bare model (none); alone: show them",
             lambda session, rest: session.take_adapter(rest)),
     Command("/clear", "/clear", "forget the text; the next line is the new one", lambda session, rest: session.clear()),
-    Command("/help", "/help", "show this", lambda session, rest: session.write(HELP)),
+    Command("/help", "/help", "show this", lambda session, rest: session.write(help_text(session.listed))),
     Command("/quit", "/quit", "leave, as Ctrl-D does; Ctrl-C cancels what is going on", lambda session, rest: False),
 )
 COMMANDS = table(*LISTED)
-HELP = "\n".join([
-    "The first line you type or paste is the text. Every further line is a question about it.",
-    *(f"  {command.usage:11}  {command.help}" for command in LISTED),
-])
+HELP = help_text(LISTED)

@@ -215,7 +215,7 @@ def test_keys():
 
 
 def test_a_piped_script(tiny_folder, tmp_path, monkeypatch, capsys):
-    script = f"{PERSIAN}\nکی؟\n/top 2\n\x1b]0;title\x07?\n/nonsense\n".encode() + b"caf\xe9\nlast?"
+    script = f"{PERSIAN}\nکی؟\n/top 2\n\x1b]0;title\x07?\n/contxt\n".encode() + b"caf\xe9\nlast?"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(script)))
     monkeypatch.setenv("BAREQA_CACHE", str(tmp_path))
     assert infer.main(["--model", str(tiny_folder)]) == 0
@@ -224,7 +224,7 @@ def test_a_piped_script(tiny_folder, tmp_path, monkeypatch, capsys):
     assert lines[0] == "a text of 12 words: ask about it"
     assert lines[1].count("**") == 2 and re.fullmatch(r"  \d+\.\d %, \d\.\d\d s", lines[2])
     assert lines[3].startswith("  1. ") and lines[4].startswith("  2. ")
-    assert lines[7] == "there is no command /nonsense; the nearest is /context (/help shows all)"
+    assert lines[7] == "there is no command /contxt; the nearest is /context (/help shows all)"
     assert lines[8] == "this is not UTF-8 text, and was ignored"
     assert len(lines) == 11 and not set(captured.out) & set("\x1b\u2066\u2067\u2069>")
     assert list(tmp_path.iterdir()) == []  # a history is for people

@@ -1,0 +1,68 @@
+"""What the commands `python -m inside.…` share: refusals as one sentence, and opening what is named."""
+
+import sys
+
+from common.errors import InputError
+from common.output import guarded_main
+
+
+def command(program, build_parser, act):
+    """A main(argv=None) that returns the exit code: what act(options) returns, 2 for unusable input, 130."""
+
+    @guarded_main(program)
+    def main(argv=None):
+        options = build_parser(program).parse_args(argv)
+        try:
+            return act(options)
+        except InputError as error:
+            print(f"{program}: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f"{program}: interrupted", file=sys.stderr)
+            return 130
+
+    return main
+
+
+def open_reader(options, quant="stored"):
+    """The Reader of --model (None: as infer.py chooses). quant: as for Reader.load."""
+    from model.source import resolve_model
+    from prompt.loading import model_of_run, newest_run
+    from reader import Reader
+
+    name = options.model if options.model is not None else str(newest_run())
+    folder = resolve_model(str(model_of_run(name))).folder
+    reader = Reader.load(folder, device=options.device, precision=options.precision, quant=quant)
+    if not reader.trained:
+        raise InputError(f"{name}: its head for answers was never trained, so there is nothing to look into")
+    return reader
+
+
+def read_sample(paths, count, seed=0):
+    """`count` questions with references of data files, chosen by the seed, in file order."""
+    from training.run import read_split
+
+    return read_split(paths, count, seed, False, "scoring").examples
+
+
+def add_model(parser):
+    """The options that all of them have."""
+    from common.choices import PRECISIONS
+
+    add = parser.add_argument
+    add("--model", metavar="NAME", help="a run's folder, a model folder, a hub id; unset: the newest finished run")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    add("--precision", default="auto", choices=PRECISIONS, help="number format of the matrix products")
+
+
+def at_least(least):
+    """An argparse type: a whole number of at least `least`."""
+
+    def number(text):
+        value = int(text)
+        if value < least:
+            raise ValueError
+        return value
+
+    number.__name__ = f"whole number of at least {least}"
+    return number

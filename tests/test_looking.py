@@ -1,0 +1,179 @@
+"""The prompt's commands that look inside: what they show on the model built by hand, and what they refuse."""
+
+import pytest
+import torch
+
+from common.errors import InputError
+from inside.case import Case
+from inside.difference import difference
+from inside.tokens import changes
+from model.lora import LoraConfig, add_lora
+from prompt.display import Style
+from prompt.looking import Looking
+from prompt.pictures import heat_line
+from prompt.session import COMMANDS, Session
+from reader import Reader
+from tests.copy_model import CONTEXT, QUESTION, copy_reader
+
+NAMES = ("/why", "/lens", "/attn", "/heads", "/ablate", "/tokens", "/windows", "/saliency", "/patch", "/diff", "/trace")
+LONG = "ada lima cleo oslo dan paris ada rome lima dan cleo oslo paris bob rome ada lima"
+
+
+def talk(reader, *lines, open_other=None):
+    """What a Session says to lines, one string each, after a text and a question."""
+    said = []
+    commands = Looking(reader, 6144, open_other).commands()
+    adapters = [name for name in reader.all_settings if name is not None]
+
+    def choose(name):
+        reader.set_adapter(name)
+
+    session = Session(reader.ask, None, said.append, Style("<", ">"), None, adapters, choose, commands)
+    for line in lines:
+        assert session.handle(line)
+    return said
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    return copy_reader(tmp_path_factory.mktemp("copy"))
+
+
+@pytest.fixture
+def say(reader):
+    def say(*lines, context=CONTEXT, question=QUESTION):
+        return talk(reader, context, question, *lines)[3:]
+
+    return say
+
+
+def test_all_are_there_and_wait_for_a_question(reader):
+    assert not set(NAMES) & set(COMMANDS)
+    said = talk(reader, "/help", *NAMES, CONTEXT, *NAMES, QUESTION, "a new\ntext", "/why", "/wyh")
+    assert all(f"\n  {name} " in said[0] or f"\n  {name}\n" in said[0] for name in NAMES)
+    assert said[1:12] == ["ask a question first"] * 11 and said[13:24] == ["ask a question first"] * 11
+    assert said[-2:] == ["ask a question first", "there is no command /wyh; the nearest is /why (/help shows all)"]
+
+
+def test_why(say):
+    said = say("/why", context=LONG)
+    assert said[0].startswith("best span: rome  start 18.3") and said[0].endswith("from window 1")
+    assert sum(line.startswith("window ") for line in said) == 2 and any("won" in line for line in said)
+    assert said[-1].endswith('this model never says "no answer"')
+
+
+def test_why_with_a_threshold(tmp_path):
+    for threshold, words in ((1.0, "not above, so the span is the answer"), (-999.0, "above, so there is no answer")):
+        reader = copy_reader(tmp_path / str(threshold), null_threshold=threshold)
+        assert talk(reader, CONTEXT, QUESTION, "/why")[-1].endswith(f"threshold {threshold:.2f}: {words}")
+
+
+def test_lens(say):
+    said = say("/lens")
+    assert [line.split()[-1] for line in said[1:5]] == ["lima", "lima", "rome", "rome"]
+    assert said[-1] == "rome is best from block 1 on; before it was lima"
+
+
+def test_heads_and_ablation(say):
+    said = say(
+        "/heads 2", "/heads", "/heads 0", "/ablate 0.1", "/ablate 0.0 2.ff", "/ablate", "/ablate 7.0", "/ablate x"
+    )
+    assert {line.split()[0] for line in said[1:3]} == {"0.1", "1.2"} and all("lima" in line for line in said[1:3])
+    assert said[3] == "… and 10 more; /heads 12 shows all"
+    assert [line.split()[1:] for line in said[7:15]] == [["0.00", "rome"]] * 8
+    refused = [line for line in said if line.startswith(("/heads takes", "/ablate takes", "there is no", "'x'"))]
+    assert refused == [
+        "/heads takes a whole number above 0, as in /heads 10", "/ablate takes heads, as in /ablate 0.1 2.ff",
+        "there is no layer 7; this model's are 0 to 2",
+        "'x' is no head: name heads block.head, as in 4.6, feed-forward halves 4.ff",
+    ]
+    without = [line for line in said if line.startswith("without ")]
+    assert without[0].startswith("without 0.1: lima, best score") and without[1].startswith("without 0.0, 2.ff: rome")
+
+
+def test_attention(say):
+    said = say("/attn 0.1", "/attn 1.2", "/attn 5.ff", "/attn 0.1 1.2", "/attn")
+    assert said[0].startswith("head 0.1, the answer looks at: bob 1.000") and said[1] == "  … bob█ …"
+    assert said[4].startswith("head 1.2, the answer looks at: bob 0.999")
+    refusal = "/attn takes one head as block.head, as in /attn 4.6"
+    assert said[8:] == ["there is no layer 5; this model's are 0 to 2", refusal, refusal]
+
+
+def test_saliency_and_patching(say):
+    said = say("/saliency", '/patch "cleo"', "/patch", "/patch lima cleo")
+    assert said[0].startswith("strongest: bob 39.") and "is missing (32 steps)" in said[2]
+    assert said[3] == "this question: rome; the other: oslo"
+    flipped = [line.split()[:2] for line in said if line.endswith("(flipped)")]
+    assert flipped[:4] == [["block", "1"], ["block", "2"], ["embeddings", flipped[2][1]], ["block", "0"]]
+    assert '/patch takes another question about the same text, as in /patch "Who built it?"' in said
+    assert said[-1] == "the questions have different numbers of tokens, so theirs were not swapped"
+
+
+def test_tokens_and_windows(say):
+    said = say("/tokens", "/tokens 1", "/tokens 2", "/tokens x", "/windows", context=LONG)
+    assert said[0].split() == ["position", "type", "id", "characters", "token"]
+    assert said[2].split() == ["1", "0", "5", "0-3", "bob"] and said[4].split() == ["3", "1", "7", "43-46", "dan"]
+    assert said.count("/tokens takes the number of a window, 0 to 1") == 2
+    assert said[-4] == "window 0: 17 tokens, of the text 0 to 12; characters 0 to 62"
+    assert said[-2] == "window 1: 12 tokens, of the text 9 to 16, 4 shared with window 0; characters 43 to 80"
+
+
+def test_what_a_tokenizer_drops_of_persian_is_marked(tiny_folder):
+    reader = Reader.load(tiny_folder, device="cpu", precision="fp32")
+    text = "آب می\u200cشود و مدّت"
+    found = changes(reader.tokenizer, text)
+    assert [(one.place, one.character, one.left) for one in found] == [
+        (0, "آ", "ا"), (5, "\u200c", ""), (14, "\u0651", "")
+    ]
+    assert found[1].name == "ZERO WIDTH NON-JOINER"
+    said = talk(reader, text, "چه؟", "/tokens 0")
+    assert any("[U+200C]" in line for line in said) and "  1 x ZERO WIDTH NON-JOINER: dropped" in said
+    assert "  1 x ARABIC LETTER ALEF WITH MADDA ABOVE: taken for ا" in said
+
+
+def test_trace_writes_a_file_once(say, tmp_path):
+    path = tmp_path / "trace.txt"
+    said = say(f"/trace {path}", f"/trace {path}", "/trace", f"/trace {tmp_path}/no/such\0")
+    count = int(said[0].split()[0])
+    assert said[0] == f"{count} operations are in {path}" and count > 90
+    assert said[1] == f"{path}: is there already; name another file"
+    assert said[2] == said[3] == "/trace takes the file to write to, as in /trace trace.txt"
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") == 4 * count
+    assert "bert.encoder.layer.1.attention.self  softmax\n      1 x 3 x 11 x 11  float32  min" in text
+
+
+def test_differences_between_adapters_and_models(tmp_path):
+    reader = copy_reader(tmp_path / "a")
+    torch.manual_seed(0)
+    add_lora(reader.model, LoraConfig(rank=2, targets=("value",)), "shy")
+    reader.all_settings["shy"] = reader.all_settings[None]
+    with torch.no_grad():
+        reader.model.qa_outputs.heads["shy"].weight.neg_()  # likes what the base does not
+
+    def open_other(name):
+        if name != "twin":
+            raise InputError(f"{name}: there is no such model")
+        return copy_reader(tmp_path / "a")
+
+    said = talk(reader, CONTEXT, QUESTION, "/diff none", "/diff twin", "/diff", "/diff lost", open_other=open_other)[3:]
+    assert said[0].startswith("shy: ") and said[1].startswith("none: rome") and said[2] == "different answers"
+    assert any(line.endswith("  rome") for line in said[4:])
+    assert said[-2:] == [
+        "/diff takes the name of an adapter, none for the bare model, or a model as --model does",
+        "lost: there is no such model",
+    ]
+    seen = difference(Case(reader, QUESTION, CONTEXT, adapter=None), Case(open_other("twin"), QUESTION, CONTEXT))
+    assert seen.same and all(row.scores[0] == row.scores[1] for row in seen.rows) and len(seen.rows) == 5
+    case = Case(reader, QUESTION, CONTEXT)
+    assert case.prediction == reader.ask(QUESTION, CONTEXT)[0]  # with the adapter; and ablation finds its way too
+    lines = ("/ablate 0.1", "/lens", "/saliency", "/attn 0.1", f"/trace {tmp_path / 't'}")
+    said = talk(reader, CONTEXT, QUESTION, *lines)
+    assert not any("there is no" in line for line in said)
+
+
+def test_heat_lines_leave_out_what_is_nothing(reader):
+    pieces = Case(reader, QUESTION, CONTEXT).pieces(0)
+    weights = [0.0] * len(pieces)
+    weights[1], weights[4] = 1.0, -0.5
+    assert heat_line(pieces, weights, Style()) == "… bob█ … ada-▄ …"
