@@ -15,6 +15,7 @@ from collections import Counter, deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from data.documents import counted
 from data.examples import Example
 
 GROUPS = 8  # in work at a time; each holds its texts as tokens
@@ -104,7 +105,7 @@ class AnswerQueue:
                 raise Busy("the server is shutting down", RETRY_SECONDS[0])
             if self.unanswered + len(questions) > self.capacity:
                 self.counts["shed"] += len(questions)
-                raise Busy(f"{self.unanswered} questions are waiting already; try again later", self.retry_after())
+                raise Busy(f"{counted(self.unanswered, 'question')} waiting already; try again later", self.retry_after())
             self.unanswered += len(questions)
             for question in questions:
                 question.future.add_done_callback(self._settled)

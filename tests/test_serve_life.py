@@ -56,7 +56,7 @@ def test_a_full_queue_is_said_at_once(gated):
         refused = post(url)
         assert time.monotonic() - began < 5 and not gated.gate.is_set()
         assert refused.status_code == 503 and 1 <= int(refused.headers["retry-after"]) <= 60
-        assert refused.json()["error"].startswith("3 questions are waiting already")
+        assert refused.json()["error"].startswith("3 questions waiting already")
         with httpx.Client(base_url=url, trust_env=False) as client:
             ready, health = client.get("/api/health/ready"), client.get("/api/health")
             assert ready.status_code == 503 and ready.headers["retry-after"] and health.status_code == 200

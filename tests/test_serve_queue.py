@@ -117,7 +117,7 @@ def test_a_full_queue_refuses_at_once_and_takes_no_part(gated):
     queue.submit(questions)
     with pytest.raises(Busy) as caught:
         queue.submit([asked(), asked()])
-    assert 1 <= caught.value.retry_after <= 60 and str(caught.value).startswith("8 questions are waiting already")
+    assert 1 <= caught.value.retry_after <= 60 and str(caught.value).startswith("8 questions waiting already")
     queue.submit([last := asked()])  # one more fits
     assert not queue.accepts and queue.counts["shed"] == 2
     reader.gate.set()
