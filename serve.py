@@ -1,6 +1,7 @@
 """Answer questions over HTTP: a REST API, a page at /, and the dialects of Hugging Face, Ollama and OpenAI.
 
     python serve.py
+    python serve.py --docs notes
     python serve.py --adapter wiki=runs/wiki reviews=runs/reviews --port 8080
     curl localhost:5000/api/qa --json '{"question": "Who built it?", "context": "Ada built it."}'
 """
@@ -48,7 +49,13 @@ def run(options):
     for notice in reader.notices:
         note(f"note: {notice}")
     note(f"model: {name}, computing in {reader.precision} on {reader.device}")
-    serve(reader, name, options, note)
+    documents = None
+    if options.docs is not None:
+        from prompt.documents import load_collection
+        from serving.documents import Documents
+
+        documents = Documents(load_collection(options, reader, note), options.passages)
+    serve(reader, name, options, note, documents)
 
 
 def note(text):

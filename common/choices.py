@@ -4,3 +4,4 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 QUANTS = ("nf4", "fp4", "nf4-single", "fp4-single")  # single: absmax stays fp32, without double quantisation
 METHODS = ("full", "head", "bitfit", "lora", "qlora", "prompt", "fusion")
 OPTIMIZERS = ("adamw", "adamw8bit", "paged-adamw8bit")
+RANKINGS = ("both", "bm25", "vectors")  # of passages: reciprocal ranks of the other two, words, meaning

@@ -17,7 +17,7 @@ def asked_of(pair):
 
 
 def native_routes(service, metrics, documents=None):
-    """The router. documents: a retrieval.Documents for /api/ask, or None."""
+    """The router. documents: serving.documents.Documents for /api/ask, or None."""
     router = APIRouter()
 
     @router.post("/api/qa", response_model=QaAnswer, response_model_exclude_unset=True)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from common.options import Option
-from prompt.options import INFER_OPTIONS, MODEL, WINDOWS
+from prompt.options import DOCUMENTS, INFER_OPTIONS, MODEL, WINDOWS
 
-LISTENING, LIMITS, DOCUMENTS = "Listening", "Limits", "Documents"
-SHARED = [option for option in INFER_OPTIONS if option.group in (MODEL, WINDOWS)]
+LISTENING, LIMITS = "Listening", "Limits"
+SHARED = [option for option in INFER_OPTIONS if option.group in (MODEL, DOCUMENTS, WINDOWS)]
 
 SERVE_OPTIONS = (
     *(option for option in SHARED if option.group == MODEL),
@@ -21,7 +21,5 @@ SERVE_OPTIONS = (
     Option("deadline", float, 60.0, "Seconds after which a question is given up.", LIMITS, above=0),
     Option("max_bytes", int, 1_000_000, "Longest request, in bytes.", LIMITS, minimum=1),
     Option("top_k", int, 20, "Most candidates that a request may ask for.", LIMITS, minimum=1, metavar="K"),
-    Option("docs", Path, None, "Folder of text, Markdown and HTML files, for questions without a text.", DOCUMENTS,
-           metavar="FOLDER"),
-    *(option for option in SHARED if option.group == WINDOWS),
+    *(option for option in SHARED if option.group != MODEL),
 )

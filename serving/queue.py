@@ -97,15 +97,20 @@ class AnswerQueue:
         """Whether a question would be taken now."""
         return not self._closed and self._thread.is_alive() and self.unanswered < self.capacity
 
+    def check_room(self, questions=1):
+        """Raise Busy when so many questions could not be taken now, and count them as shed."""
+        with self._changed:
+            if not self._closed and self.unanswered + questions <= self.capacity:
+                return
+            self.counts["shed"] += questions
+            if self._closed:
+                raise Busy("the server is shutting down", RETRY_SECONDS[0])
+            raise Busy(f"{counted(self.unanswered, 'question')} waiting already; try again later", self.retry_after())
+
     def submit(self, questions):
         """Take in all of the questions, or raise Busy and take none."""
         with self._changed:
-            if self._closed:
-                self.counts["shed"] += len(questions)
-                raise Busy("the server is shutting down", RETRY_SECONDS[0])
-            if self.unanswered + len(questions) > self.capacity:
-                self.counts["shed"] += len(questions)
-                raise Busy(f"{counted(self.unanswered, 'question')} waiting already; try again later", self.retry_after())
+            self.check_room(len(questions))
             self.unanswered += len(questions)
             for question in questions:
                 question.future.add_done_callback(self._settled)

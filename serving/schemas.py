@@ -54,7 +54,7 @@ class BatchRequest(Strict):
 class AskRequest(Strict):
     question: Text
     top_k: int = Field(5, ge=1, description="answers to give")
-    passages: int = Field(5, ge=1, le=50, description="passages to read")
+    passages: int | None = Field(None, ge=1, le=50, description="passages to read; null: as the server was set up")
     adapter: str | None = None
     deadline: Seconds | None = None
 
