@@ -3,6 +3,7 @@
     python infer.py
     python infer.py --question "Who built it?" --context-file report.txt --json
     python infer.py --question "Who built it?" --context-file report.txt --xray why.html
+    python infer.py --docs notes --question "Who built it?"
     python infer.py --predict dev.json --out predictions
 """
 
@@ -33,7 +34,9 @@ def main(argv=None):
         if options.print_config:
             print(render_config(options), end="")
             return 0
-        modes = {"predict": predict, "question": answer_once, "prompt": open_prompt}
+        modes = {
+            "predict": predict, "documents": ask_documents, "question": answer_once, "prompt": open_prompt,
+        }
         return modes[choose_mode(options)](options)
     except InputError as error:
         print(f"{signed('infer.py')}: {one_line(str(error))}", file=sys.stderr)
@@ -168,6 +171,40 @@ def converse_on(reader, question, history):
     if prediction.spans:
         history += [("user", question), ("assistant", prediction.spans[0].text)]
     return prediction, time.perf_counter() - began
+
+
+def ask_documents(options):
+    """Answer --question from --docs, or whatever is asked at a prompt."""
+    from data.download import cache_folder
+    from prompt.answers import to_json
+    from prompt.documents import DocumentSession, ask, load_collection, plain_places
+    from prompt.display import style_for
+    from prompt.terminal import Lines, converse
+
+    reader = load(options)
+    collection = load_collection(options, reader, note)
+
+    def answer(question, top_k):
+        return ask(collection, reader, question, top_k, options)
+
+    if options.question is not None:
+        found, seconds = answer(options.question, options.top_k or (TOP_K_JSON if options.json else TOP_K))
+        if options.json:
+            print(to_json({"answers": found, "seconds": seconds}))
+        else:
+            print("\n".join(plain_places(found)))
+        return 0
+
+    def write(line):
+        print(line, flush=True)
+
+    lines = Lines(cache_folder(os.environ) / "history", note)
+    if lines.is_terminal:
+        write("Ask about the documents. /help shows more.")
+    try:
+        return converse(DocumentSession(answer, write, style_for(sys.stdout, os.environ)), lines, write)
+    finally:
+        lines.close()
 
 
 def predict(options):

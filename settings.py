@@ -42,6 +42,11 @@ class ReaderSettings:
         """Most tokens that the model reads at once."""
         return self.windows.length
 
+    @property
+    def answer_limit(self):
+        """Tokens of the longest answer."""
+        return self.decode.max_answer_tokens
+
     def to_dict(self):
         """As written to reader.json."""
         return {"format": FORMAT, **asdict(self)}
@@ -117,6 +122,11 @@ class SpeakerSettings:
     def length(self):
         """Most tokens that the model reads at once."""
         return self.prompts.length
+
+    @property
+    def answer_limit(self):
+        """Tokens of the longest answer."""
+        return self.prompts.max_answer
 
     def to_dict(self):
         """As written to speaker.json."""

@@ -7,3 +7,4 @@ DECODINGS = ("span", "greedy", "sample")  # answers bound to the text, the likel
 CHAT_FORMATS = ("llama3", "tinyllama", "llama2")
 ATTENTIONS = ("causal", "bidirectional")  # of a decoder with a span head
 OPTIMIZERS = ("adamw", "adamw8bit", "paged-adamw8bit")
+RANKINGS = ("both", "bm25", "vectors")  # of passages: reciprocal ranks of the other two, words, meaning

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from common.choices import CHAT_FORMATS, DECODINGS, PRECISIONS, QUANTS
+from common.choices import CHAT_FORMATS, DECODINGS, PRECISIONS, QUANTS, RANKINGS
 from common.errors import InputError
 from common.options import Option
 
 MODEL, ONCE, FILES, WINDOWS = "Model", "One question", "A file of questions", "Windows and answers"
-PROMPTS = "Decoders"
+PROMPTS, DOCUMENTS = "Decoders", "Many documents"
 TOP_K, TOP_K_JSON = 1, 5  # what --top-k is when nobody says, plain and with --json
 
 INFER_OPTIONS = (
@@ -33,6 +33,11 @@ INFER_OPTIONS = (
            f"{TOP_K_JSON}).", ONCE, minimum=1, metavar="K"),
     Option("xray", Path, None, "Also write a page that shows why: logits, layers, attention, saliency.", ONCE,
            metavar="FILE.html"),
+    Option("docs", Path, None, "Answer from a folder of text, Markdown and HTML files, instead of one text.",
+           DOCUMENTS, metavar="FOLDER"),
+    Option("rank", str, "both", "Find passages by their words (bm25), by MiniLM's vectors, or by both.", DOCUMENTS,
+           choices=RANKINGS),
+    Option("passages", int, 5, "Passages to read for a question.", DOCUMENTS, minimum=1),
     Option("predict", Path, None, "Answer all questions of these files: SQuAD JSON, flat JSON, JSONL or CSV.",
            FILES, many=True, metavar="DATA"),
     Option("out", Path, None, "Folder for the predictions and metrics.json.", FILES, metavar="DIR"),
@@ -72,7 +77,7 @@ FOR_SPANS = ("window_step", "length_penalty")
 
 
 def choose_mode(options):
-    """What is asked for: "predict", "question" or "prompt"; InputError where options exclude others."""
+    """What is asked for: "predict", "documents", "question" or "prompt"; InputError where options exclude others."""
 
     def given(*names):
         present = [name for name in names if getattr(options, name) not in (None, False)]
@@ -80,13 +85,19 @@ def choose_mode(options):
 
     check_model_options(options)
     if options.predict is not None:
-        if foreign := given("question", "context", "context_file", "chat", "json", "top_k", "xray"):
+        if foreign := given("question", "context", "context_file", "chat", "json", "top_k", "xray", "docs"):
             raise InputError(f"--predict asks what its files ask and does not go with {', '.join(foreign)}")
         if options.out is None:
             raise InputError("--predict writes files: name their folder with --out DIR")
         return "predict"
     if foreign := given("out", "overwrite", "skip_misaligned"):
         raise InputError(f"{', '.join(foreign)}: only for --predict DATA, which is not given")
+    if options.docs is not None:
+        if foreign := given("context", "context_file", "chat", "xray"):
+            raise InputError(f"--docs gives the texts to answer from and does not go with {', '.join(foreign)}")
+        if options.question is None and (foreign := given("json", "top_k")):
+            raise InputError(f"{', '.join(foreign)}: only for --question TEXT, which is not given")
+        return "documents"
     if len(texts := given("context", "context_file")) > 1:
         raise InputError("--context and --context-file both give a text: keep one of them")
     if options.chat and texts:

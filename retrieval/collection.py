@@ -1,0 +1,101 @@
+"""Many documents as one: passages found for a question, read, and their answers ranked together."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.choices import RANKINGS
+from data.examples import Example
+from retrieval.files import read_folder
+from retrieval.passages import passages_of
+from retrieval.ranking import Bm25, Fusion, VectorRanker, best
+
+RANK_WEIGHT = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An answer: a Span of a passage's text. score: what it is ranked by; probability: among all that were found."""
+
+    passage: int
+    span: object
+    score: float
+    probability: float
+
+
+class Collection:
+    """Documents, their passages and a ranker. Threads may share it."""
+
+    def __init__(self, documents, passages, ranker):
+        self.documents, self.passages, self.ranker = documents, passages, ranker
+
+    def counts(self):
+        """How much there is."""
+        return {"files": len(self.documents), "passages": len(self.passages)}
+
+    def text(self, passage):
+        """The text of passage number `passage`."""
+        place = self.passages[passage]
+        return self.documents[place.document].text[place.start : place.end]
+
+    def search(self, question, count):
+        """Numbers of the `count` passages that fit best, best first."""
+        return best(self.ranker.scores(question), count).tolist()
+
+    def describe(self, found):
+        """A Found as the API and --json give it."""
+        place = self.passages[found.passage]
+        document = self.documents[place.document]
+        line, start, end = document.place(place.start + found.span.start, place.start + found.span.end)
+        return {
+            "answer": found.span.text, "file": document.name, "line": line, "start": start, "end": end,
+            "score": found.probability, "passage": self.text(found.passage), "passage_start": found.span.start,
+        }
+
+
+def open_collection(folder, ranking, embedder, progress=None):
+    """(Collection, notices) of a folder. embedder: called for an Embedder where `ranking` wants vectors."""
+    documents, notices = read_folder(folder)
+    passages = [p for number, document in enumerate(documents) for p in passages_of(number, document.text)]
+    texts = [documents[p.document].text[p.start : p.end] for p in passages]
+    return Collection(documents, passages, make_ranker(texts, ranking, embedder, progress)), notices
+
+
+def make_ranker(texts, ranking, embedder, progress=None):
+    """The ranker called `ranking`, one of RANKINGS, over the texts of passages."""
+    assert ranking in RANKINGS
+    rankers = []
+    if ranking in ("both", "bm25"):
+        rankers.append(Bm25(texts))
+    if ranking in ("both", "vectors"):
+        embed = embedder()
+        rankers.append(VectorRanker(embed(texts, progress), embed))
+    return rankers[0] if len(rankers) == 1 else Fusion(tuple(rankers))
+
+
+def to_read(collection, question, passages):
+    """The Examples a reader has to answer, one for each passage number."""
+    return [Example(str(p), question, collection.text(p), None, "question") for p in passages]
+
+
+def rank_answers(passages, predictions, null_threshold, count, rank_weight=RANK_WEIGHT):
+    """The `count` best answers as Found, best first; none from a passage of which the model says "no answer".
+
+    passages: their numbers, best first; predictions: of each. A span counts by its score less rank_weight times the
+    logarithm of its passage's rank. The probabilities are a softmax over all spans that are weighed.
+    """
+    weighed = []
+    for rank, (passage, prediction) in enumerate(zip(passages, predictions, strict=True), 1):
+        if prediction.answer(null_threshold) is not None:
+            weighed += [(span.score - rank_weight * math.log(rank), passage, span) for span in prediction.spans]
+    weighed.sort(key=lambda one: -one[0])
+    if not weighed:
+        return []
+    scores = np.array([score for score, _, _ in weighed])
+    shares = np.exp(scores - scores[0])
+    shares /= shares.sum()
+    return [
+        Found(passage, span, score, float(share))
+        for (score, passage, span), share in zip(weighed[:count], shares, strict=False)
+    ]

@@ -1,0 +1,109 @@
+"""The application: routes, refusals in one form, and the guard around them."""
+
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, Response
+from starlette.exceptions import HTTPException
+
+from common.errors import InputError
+from prompt.display import one_line
+from serving.guard import BROKEN, Guard, Refused, refusal
+from serving.huggingface import huggingface_routes
+from serving.manual import manual, page_policy
+from serving.metrics import Metrics
+from serving.native import native_routes
+from serving.ollama import ollama_routes
+from serving.openai import openai_routes
+from serving.queue import Busy
+from serving.schemas import Refusal
+from serving.service import ClientLeft, UnknownModel
+
+PAGE = Path(__file__).parent / "page.html"
+DESCRIPTION = "Answers to questions from a text, cut from it word for word."
+SPARE_REQUESTS = 64  # open at a time beside the ones whose questions are in the queue
+REFUSALS = {
+    400: "not JSON", 401: "the server wants a token", 403: "the Host header names no allowed host", 404: "not here",
+    405: "this path does not know that method", 408: "the request came too slowly", 413: "the request is too long",
+    415: "not announced as JSON", 422: "something in the request cannot be used",
+    503: "busy, shutting down, or not ready in time; Retry-After says when to come again",
+}
+RESPONSES = {status: {"description": text, "model": Refusal} for status, text in REFUSALS.items()}
+
+
+def create_app(service, *, documents=None, version, hosts=(), token=None, max_bytes):
+    """The ASGI application for a Service; the keywords but `documents` and `version` are those of Guard."""
+    app = FastAPI(
+        title="BareQA", version=version, description=DESCRIPTION, docs_url=None, redoc_url=None, responses=RESPONSES,
+    )
+    metrics = Metrics(service.queue)
+    app.include_router(native_routes(service, metrics, documents), tags=["BareQA"])
+    app.include_router(huggingface_routes(service), tags=["Hugging Face"])
+    app.include_router(ollama_routes(service), tags=["Ollama"])
+    app.include_router(openai_routes(service), tags=["OpenAI"])
+    add_pages(app)
+    add_refusals(app)
+    return Guard(
+        app, hosts=hosts, token=token, max_bytes=max_bytes, max_open=service.queue.capacity + SPARE_REQUESTS,
+        seen=metrics.seen,
+    )
+
+
+def add_pages(app):
+    """The page at / and the description of the API at /docs; nothing in them is fetched from elsewhere."""
+    page = PAGE.read_text(encoding="utf-8")
+    policy = {"content-security-policy": page_policy(page)}
+
+    @app.get("/", include_in_schema=False)
+    async def show_page():
+        return HTMLResponse(page, headers=policy)
+
+    @app.get("/docs", include_in_schema=False)
+    async def show_manual():
+        text = manual(app.openapi())
+        return HTMLResponse(text, headers={"content-security-policy": page_policy(text)})
+
+
+def add_refusals(app):
+    """Every refusal is one sentence in the dialect's form, and repeats no value that was sent."""
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused):
+        return refusal(request.url.path, error.status, error.sentence, error.headers)
+
+    @app.exception_handler(Busy)
+    async def busy(request: Request, error: Busy):
+        return refusal(request.url.path, 503, str(error), {"retry-after": str(error.retry_after)})
+
+    @app.exception_handler(InputError)
+    async def unusable(request: Request, error: InputError):
+        return refusal(request.url.path, 404 if isinstance(error, UnknownModel) else 422, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError):
+        return refusal(request.url.path, 422, one_line("; ".join(map(fault, error.errors()))))
+
+    @app.exception_handler(HTTPException)
+    async def failed(request: Request, error: HTTPException):
+        return refusal(request.url.path, error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception):
+        return refusal(request.url.path, 500, BROKEN)  # the Guard sees the exception too, and logs it
+
+    @app.exception_handler(ClientLeft)
+    async def left(request: Request, error: ClientLeft):
+        return Response(status_code=499)  # into the void
+
+
+def fault(error):
+    """One of pydantic's errors as part of a sentence: where, and what was expected."""
+    where = ""
+    for part in error["loc"][1:]:  # the first says "body"
+        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
+    if error["type"] == "json_invalid":
+        return f"not JSON at character {error['loc'][-1]}"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: there is no such field"
+    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}" if where else "the body should be a JSON object"

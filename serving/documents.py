@@ -1,0 +1,29 @@
+"""POST /api/ask: passages are searched in a thread, and read through the queue like any text."""
+
+import asyncio
+
+from retrieval.collection import rank_answers
+from serving.service import Asked
+
+
+class Documents:
+    """A Collection behind the service. passages: read for a question that does not say how many."""
+
+    def __init__(self, collection, passages):
+        self.collection, self.passages = collection, passages
+
+    def counts(self):
+        """How much there is."""
+        return self.collection.counts()
+
+    async def ask(self, service, request, body):
+        """Descriptions of the best answers to an AskRequest, best first; as Service.predict otherwise."""
+        service.check_top_k(body.top_k)
+        service.queue.check_room()  # a search costs too
+        count = body.passages or self.passages
+        passages = await asyncio.to_thread(self.collection.search, body.question, count)
+        asked = [Asked(body.question, self.collection.text(p), adapter=body.adapter) for p in passages]
+        found = await service.predict(request, asked, body.deadline)
+        threshold = found[0][1] if found else None
+        ranked = rank_answers(passages, [prediction for prediction, _ in found], threshold, body.top_k)
+        return [self.collection.describe(one) for one in ranked]

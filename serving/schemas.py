@@ -1,0 +1,187 @@
+"""What requests and answers look like; pydantic checks the ones and describes both in /openapi.json."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from data.documents import SURROGATE
+
+
+def whole_characters(text):
+    """The text, unless it has half a surrogate pair: JSON can say that, and no answer could be sent in UTF-8."""
+    if not text.isascii() and SURROGATE.search(text):
+        raise PydanticCustomError("surrogate", "half of a surrogate pair (\\ud800 to \\udfff) is not a character")
+    return text
+
+
+Text = Annotated[str, AfterValidator(whole_characters)]
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, description="give up after this many seconds")]
+
+
+class Strict(BaseModel):
+    """A request: a field that is not known is a mistake, and types are not guessed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Lenient(BaseModel):
+    """A request in another's dialect, with many fields that mean nothing to a reader."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class Pair(Strict):
+    """A question about a text."""
+
+    question: Text
+    context: Text
+    top_k: int = Field(5, ge=1, description="candidates to give, the best one included")
+    adapter: str | None = Field(None, description="which adapter answers; none: the bare model")
+    no_answer: bool | None = Field(None, description="whether that may be the answer; null: as the model was set up")
+
+
+class QaRequest(Pair):
+    deadline: Seconds | None = None
+
+
+class BatchRequest(Strict):
+    qa_pairs: list[Pair] = Field(min_length=1)
+    deadline: Seconds | None = None
+
+
+class AskRequest(Strict):
+    question: Text
+    top_k: int = Field(5, ge=1, description="answers to give")
+    passages: int | None = Field(None, ge=1, le=50, description="passages to read; null: as the server was set up")
+    adapter: str | None = None
+    deadline: Seconds | None = None
+
+
+class Candidate(BaseModel):
+    """context[start:end] == text, in code points. score: its probability. window: the part of the text it is from."""
+
+    text: str
+    start: int
+    end: int
+    score: float
+    window: int
+
+
+class QaAnswer(BaseModel):
+    """answer is "" when there is none, and start, end and window are null then; reason says why."""
+
+    answer: str
+    start: int | None
+    end: int | None
+    score: float
+    window: int | None = None
+    seconds: float
+    reason: str | None = None
+    null_probability: float | None = None
+    windows: int
+    runners_up: list[Candidate]
+
+
+class BatchAnswer(BaseModel):
+    answers: list[QaAnswer]
+    seconds: float
+
+
+class Place(BaseModel):
+    """An answer in a file: `start` and `end` count its characters, `line` its lines from 1."""
+
+    answer: str
+    file: str
+    line: int
+    start: int
+    end: int
+    score: float
+    passage: str
+    passage_start: int = Field(description="where the answer begins in the passage")
+
+
+class AskAnswer(BaseModel):
+    answers: list[Place]
+    seconds: float
+
+
+class Health(BaseModel):
+    status: str
+
+
+class Refusal(BaseModel):
+    """Any answer that is not 2xx: one sentence."""
+
+    error: str
+
+
+class HuggingFaceInputs(Lenient):
+    question: Text
+    context: Text
+
+
+class HuggingFaceParameters(Strict):
+    top_k: int | None = Field(None, ge=1)
+    handle_impossible_answer: bool | None = None
+
+
+class HuggingFaceRequest(Lenient):
+    inputs: HuggingFaceInputs
+    parameters: HuggingFaceParameters | None = None
+
+
+class HuggingFaceAnswer(BaseModel):
+    score: float
+    start: int
+    end: int
+    answer: str
+
+
+class Message(Lenient):
+    role: str
+    content: Text
+
+
+class GenerateRequest(Lenient):
+    """Ollama's. Without a prompt it only asks whether the model is there, as `ollama run` does first."""
+
+    model: str
+    prompt: Text = ""
+    system: Text | None = None
+    stream: bool = True
+
+
+class ChatRequest(Lenient):
+    model: str
+    messages: list[Message] = []
+    stream: bool = True
+
+
+class ShowRequest(Lenient):
+    model: str | None = None
+    name: str | None = Field(None, description="what older clients send")
+
+
+class TextPart(Lenient):
+    type: str
+    text: Text | None = None
+
+
+class CompletionMessage(Lenient):
+    role: str
+    content: Text | list[TextPart] | None = None
+
+    def text(self):
+        """The content as one text; parts that are no text do not count."""
+        if isinstance(self.content, list):
+            return "".join(part.text or "" for part in self.content if part.type == "text")
+        return self.content or ""
+
+
+class CompletionRequest(Lenient):
+    model: str
+    messages: list[CompletionMessage]
+    stream: bool | None = False
+    n: int | None = Field(1, ge=1, le=1, description="more than one completion is not to be had")

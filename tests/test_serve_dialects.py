@@ -1,0 +1,215 @@
+"""Clients that people already have, the real ones, against the running server; and how a chat is understood."""
+
+import huggingface_hub
+import ollama
+import openai
+import pytest
+
+from common.errors import InputError
+from data.windows import WindowSettings
+from reader import Reader, ReaderSettings
+from serving.chat import find_question
+from tests.live_server import live
+from tests.tiny_adapters import make_adapters
+
+TEXT = "The old mill of Riga was built by Ada Stone in 1807. It stands beside the river, on a hill."
+QUESTION = "Who built the mill?"
+CHAT = [{"role": "system", "content": TEXT}, {"role": "user", "content": QUESTION}]
+
+
+@pytest.fixture(scope="module")
+def reader(tiny_folder, tmp_path_factory):
+    reader = Reader.load(tiny_folder, settings=ReaderSettings(WindowSettings(57, 13)), device="cpu", precision="fp32")
+    for name, folder in zip(("yes", "no"), make_adapters(tmp_path_factory.mktemp("adapters"), tiny_folder), strict=True):
+        reader.load_adapter(folder, name)
+    reader.set_adapter("yes")
+    return reader
+
+
+@pytest.fixture(scope="module")
+def url(reader):
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("no_proxy", "NO_PROXY"):
+            patch.setenv(name, "127.0.0.1")
+        with live(reader) as (url, _):
+            yield url
+
+
+@pytest.fixture(scope="module")
+def expected(reader):
+    return reader.ask(QUESTION, TEXT)[0].spans
+
+
+# Hugging Face
+
+def test_hugging_face_client(url, reader, expected):
+    client = huggingface_hub.InferenceClient(model=url)
+    answer = client.question_answering(question=QUESTION, context=TEXT)
+    bare = reader.predict([example()], offer_null=False)
+    best = next(bare).spans[0]
+    assert (answer.answer, answer.start, answer.end) == (best.text, best.start, best.end)
+    assert answer.score == pytest.approx(best.probability, abs=1e-4)
+    several = client.question_answering(question=QUESTION, context=TEXT, top_k=3)
+    assert [a.answer for a in several] == [span.text for span in expected[:3]]
+
+
+def example(question=QUESTION):
+    from data.examples import Example
+
+    return Example("q", question, TEXT, None, "here")
+
+
+def test_hugging_face_no_answer_is_said_on_request_only(url):
+    client = huggingface_hub.InferenceClient(model=f"{url}/models/tiny:no")
+    assert client.question_answering(question=QUESTION, context=TEXT).answer
+    impossible = client.question_answering(question=QUESTION, context=TEXT, handle_impossible_answer=True)
+    assert (impossible.answer, impossible.start, impossible.end) == ("", 0, 0)
+    several = client.question_answering(question=QUESTION, context=TEXT, handle_impossible_answer=True, top_k=3)
+    assert len(several) == 3 and several[0].answer == "" and several[1].answer
+
+
+def test_hugging_face_parameters_that_would_not_be_heeded_are_refused(url):
+    client = huggingface_hub.InferenceClient(model=url)
+    with pytest.raises(huggingface_hub.errors.HfHubHTTPError) as caught:
+        client.question_answering(question=QUESTION, context=TEXT, doc_stride=3)
+    assert caught.value.response.status_code == 422
+    assert caught.value.response.json()["error"] == "parameters.doc_stride: there is no such field"
+
+
+# Ollama
+
+def test_ollama_lists_and_shows(url):
+    client = ollama.Client(host=url)
+    names = [model.model for model in client.list().models]
+    assert names == ["tiny:latest", "tiny:yes", "tiny:no"]
+    for name in (*names, "tiny", "bareqa"):
+        shown = client.show(name)
+        assert shown.details.family == "bert" and shown.modelinfo["bert.context_length"] == 131
+        assert shown.capabilities == ["completion"]
+    with pytest.raises(ollama.ResponseError) as caught:
+        client.show("llama3")
+    assert caught.value.status_code == 404 and "there are tiny, tiny:yes, tiny:no" in str(caught.value)
+
+
+def test_ollama_chat(url, expected):
+    client = ollama.Client(host=url)
+    answer = client.chat(model="tiny", messages=CHAT)
+    assert answer.message.role == "assistant" and answer.message.content == expected[0].text
+    assert answer.done and answer.done_reason == "stop" and answer.total_duration > 0 and answer.model == "tiny"
+    pieces = list(client.chat(model="tiny:latest", messages=CHAT, stream=True))
+    assert "".join(piece.message.content for piece in pieces) == expected[0].text
+    assert [piece.done for piece in pieces] == [False, True]
+    assert client.chat(model="tiny:no", messages=CHAT).message.content == "(no answer)"
+
+
+def test_ollama_generate(url, expected):
+    client = ollama.Client(host=url)
+    for options in ({"prompt": QUESTION, "system": TEXT}, {"prompt": f"{TEXT}\n\n{QUESTION}"}):
+        assert client.generate(model="bareqa", **options).response == expected[0].text
+        pieces = list(client.generate(model="bareqa", stream=True, **options))
+        assert "".join(piece.response for piece in pieces) == expected[0].text and pieces[-1].done
+    loaded = client.generate(model="tiny", prompt="")  # what `ollama run` sends first
+    assert loaded.response == "" and loaded.done_reason == "load"
+
+
+def test_ollama_errors_are_its_own(url):
+    client = ollama.Client(host=url)
+    with pytest.raises(ollama.ResponseError, match="no text to answer from") as caught:
+        client.chat(model="tiny", messages=[{"role": "user", "content": QUESTION}])
+    assert caught.value.status_code == 422
+    with pytest.raises(ollama.ResponseError, match="no text to answer from"):
+        list(client.chat(model="tiny", messages=[{"role": "user", "content": QUESTION}], stream=True))
+
+
+# OpenAI
+
+@pytest.fixture(scope="module")
+def openai_client(url):
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
+
+
+def test_openai_models(openai_client):
+    assert [model.id for model in openai_client.models.list()] == ["tiny", "tiny:yes", "tiny:no"]
+    assert openai_client.models.retrieve("tiny:yes").owned_by == "bareqa"
+    with pytest.raises(openai.NotFoundError, match="there is no such model"):
+        openai_client.models.retrieve("gpt-4o")
+
+
+def test_openai_chat(openai_client, expected):
+    done = openai_client.chat.completions.create(model="tiny", messages=CHAT, temperature=0.3, max_tokens=9)
+    (choice,) = done.choices
+    assert choice.message.content == expected[0].text and choice.finish_reason == "stop"
+    span = done.model_extra["bareqa"]
+    assert TEXT[span["start"] : span["end"]] == span["answer"] == expected[0].text
+    parts = [{"type": "text", "text": f"{TEXT}\n\n{QUESTION}"}]
+    answer = openai_client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": parts}])
+    assert answer.choices[0].message.content == expected[0].text
+    assert openai_client.chat.completions.create(model="tiny:no", messages=CHAT).choices[0].message.content == "(no answer)"
+
+
+def test_openai_streaming(openai_client, expected):
+    chunks = list(openai_client.chat.completions.create(model="tiny", messages=CHAT, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected[0].text
+    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None, "stop"]
+    assert len({chunk.id for chunk in chunks}) == 1
+    with openai_client.chat.completions.stream(model="tiny", messages=CHAT) as stream:
+        stream.until_done()
+        assert stream.get_final_completion().choices[0].message.content == expected[0].text
+
+
+def test_openai_errors_are_its_own(openai_client):
+    with pytest.raises(openai.UnprocessableEntityError) as caught:
+        openai_client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": QUESTION}])
+    assert caught.value.body["type"] == "invalid_request_error" and "no text to answer from" in caught.value.body["message"]
+    with pytest.raises(openai.UnprocessableEntityError, match="n: input should be less than or equal to 1"):
+        openai_client.chat.completions.create(model="tiny", messages=CHAT, n=2)
+    with pytest.raises(openai.NotFoundError):
+        openai_client.chat.completions.create(model="gpt-4o", messages=CHAT)
+
+
+# which part of a chat is which
+
+def user(*texts):
+    return [("user", text) for text in texts]
+
+
+CHATS = [
+    ("system and user", [("system", "T."), *user("Q")], ("Q", "T.")),
+    ("developer and user", [("developer", "T."), *user(" Q? ")], ("Q?", "T.")),
+    ("two system messages", [("system", "T."), ("system", "U."), *user("Q")], ("Q", "T.\n\nU.")),
+    ("text, then question", user("T.", "Q"), ("Q", "T.")),
+    ("a second question", [*user("T.\n\nP?"), ("assistant", "A"), *user("Q")], ("Q", "T.")),
+    ("a third question", [*user("T."), *user("P?"), ("assistant", "A"), *user("Q?")], ("Q?", "T.")),
+    ("one message, a paragraph each", user("T.\n\nU.\n\nQ?"), ("Q?", "T.\n\nU.")),
+    ("one message, a line each", user("T.\nU.\nQ"), ("Q", "T.\nU.")),
+    ("one message beats the system's words", [("system", "Be kind."), *user("T.\n\nQ?")], ("Q?", "T.")),
+    ("Persian question mark", [("system", "Be kind."), *user("م.\n\nس؟")], ("س؟", "م.")),
+    ("labels", [("system", "Be kind."), *user("Context: T.\nU.\nQuestion: Q")], ("Q", "T.\nU.")),
+    ("labels the other way round", user("question: Q\n\nPASSAGE:\nT.\n\nU."), ("Q", "T.\n\nU.")),
+    ("a label again is text", user("Text: T.\nText: U.\nQuestion: Q"), ("Q", "T.\nText: U.")),
+    ("labels in the first message", [*user("Document: T.\nQuestion: P?"), ("assistant", "A"), *user("Q")], ("Q", "T.")),
+    ("a label for the question alone", [("system", "T."), *user("Question: Q")], ("Q", "T.")),
+    ("empty messages do not count", [("system", " "), *user("T.", " ", "Q")], ("Q", "T.")),
+    ("what the assistant said is no text", [("assistant", "A."), *user("T.", "Q")], ("Q", "T.")),
+]
+
+
+def test_the_table_of_chats_is_whole():
+    assert len({name for name, _, _ in CHATS}) == 17
+
+
+@pytest.mark.parametrize("messages, found", [chat[1:] for chat in CHATS], ids=[chat[0] for chat in CHATS])
+def test_a_chat_is_understood(messages, found):
+    assert find_question(messages) == found
+
+
+@pytest.mark.parametrize("messages, sentence", [
+    ([], "there is no user message"),
+    ([("system", "T.")], "there is no user message"),
+    (user(" "), "there is no user message"),
+    (user("Q?"), "there is a question but no text to answer from"),
+    (user("Question: Who? When?"), "no text to answer from"),
+])
+def test_a_chat_without_both_is_refused(messages, sentence):
+    with pytest.raises(InputError, match=sentence):
+        find_question(messages)

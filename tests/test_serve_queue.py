@@ -1,0 +1,206 @@
+"""The queue in front of a Reader: sharing, turns, bounds, deadlines, leaving, ending."""
+
+import time
+
+import pytest
+
+from data.examples import Example
+from data.windows import WindowSettings
+from reader import Reader, ReaderSettings
+from serving.queue import AnswerQueue, Busy, Question
+from tests.live_server import GatedReader
+from tests.tiny_adapters import make_adapters
+
+SENTENCE = "The old mill of Riga was built by Ada Stone in 1807 beside the river. "
+SECONDS = 60  # much longer than anything here takes, so that a fault shows as a failure and not as a hanging test
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_folder, tmp_path_factory):
+    reader = Reader.load(tiny_folder, settings=ReaderSettings(WindowSettings(57, 13)), device="cpu", precision="fp32")
+    for folder in make_adapters(tmp_path_factory.mktemp("adapters"), tiny_folder):
+        reader.load_adapter(folder, folder.parts[-1])
+    reader.set_adapter(None)
+    return reader
+
+
+@pytest.fixture
+def gated(tiny):
+    """(reader, queue) whose forward passes wait for reader.gate."""
+    reader = GatedReader(tiny)
+    queue = AnswerQueue(reader, capacity=9, tokens_per_batch=300)
+    yield reader, queue
+    reader.gate.set()
+    queue.close()
+
+
+def asked(sentences=1, adapter=None, offer_null=False, seconds=SECONDS):
+    return Question("Who built it?", SENTENCE * sentences, adapter, offer_null, time.monotonic() + seconds)
+
+
+def begun(reader, passes=1):
+    for _ in range(passes):
+        assert reader.begun.acquire(timeout=SECONDS)
+
+
+def alone(reader, question):
+    example = Example("0", question.question, question.context, None, "here")
+    (prediction,) = reader.predict([example], adapter=question.adapter, offer_null=question.offer_null)
+    return prediction
+
+
+def places(prediction):
+    """What must not depend on the company a question had."""
+    return [(span.start, span.end) for span in prediction.spans[:3]], prediction.windows
+
+
+def test_what_waits_together_shares_a_pass(gated, tiny):
+    reader, queue = gated
+    queue.submit([first := asked(1)])
+    begun(reader)
+    others = [asked(n) for n in (1, 2, 1)]
+    for one in others:
+        queue.submit([one])
+    reader.gate.set()
+    for question in (first, *others):
+        assert places(question.future.result(SECONDS)) == places(alone(tiny, question))
+    assert reader.sizes == [1, 3] and queue.counts["passes"] == 2
+    assert queue.counts["answered"] == 4 and queue.unanswered == 0
+
+
+def test_passes_are_bounded_by_tokens(tiny, monkeypatch):
+    seen = []
+
+    def score(self, windows, batch, adapter, decode, original=Reader._score):
+        seen.append(len(batch) * int(windows.length[batch].max()))
+        return original(self, windows, batch, adapter, decode)
+
+    monkeypatch.setattr(Reader, "_score", score)
+    queue = AnswerQueue(tiny, capacity=99, tokens_per_batch=150)
+    questions = [asked(n) for n in (1, 5, 2, 1, 1, 3, 1)]
+    queue.submit(questions)
+    for question in questions:
+        question.future.result(SECONDS)
+    queue.close()
+    assert len(seen) > 5 and max(seen) <= 150
+
+
+def test_adapters_do_not_mix(gated, tiny):
+    reader, queue = gated
+    reader.gate.set()
+    kinds = [(None, False), ("wiki", False), ("model", True), (None, True), ("wiki", True)]
+    questions = [asked(2, adapter, offer_null) for adapter, offer_null in kinds]
+    queue.submit(questions)
+    answers = [question.future.result(SECONDS) for question in questions]
+    for question, answer in zip(questions, answers, strict=True):
+        assert answer.spans[0].score == pytest.approx(alone(tiny, question).spans[0].score, abs=1e-4)
+        assert (answer.null_probability > 0) == question.offer_null
+    assert len({round(answer.spans[0].score, 3) for answer in answers}) == 3
+    assert reader.sizes == [1] * 5
+
+
+def test_a_short_question_does_not_wait_for_a_book(gated):
+    reader, queue = gated
+    queue.submit([book := asked(200)])
+    begun(reader)
+    queue.submit([short := asked(1)])
+    reader.gate.set()
+    short.future.result(SECONDS)
+    assert not book.future.done() and reader.passes < 20
+    book.future.result(SECONDS)
+    assert reader.passes > 20
+
+
+def test_a_full_queue_refuses_at_once_and_takes_no_part(gated):
+    reader, queue = gated
+    questions = [asked() for _ in range(8)]
+    queue.submit(questions)
+    with pytest.raises(Busy) as caught:
+        queue.submit([asked(), asked()])
+    assert 1 <= caught.value.retry_after <= 60 and str(caught.value).startswith("8 questions waiting already")
+    queue.submit([last := asked()])  # one more fits
+    assert not queue.accepts and queue.counts["shed"] == 2
+    reader.gate.set()
+    for question in (*questions, last):
+        question.future.result(SECONDS)
+    assert queue.accepts
+
+
+def test_retry_after_grows_with_what_waits(gated):
+    _, queue = gated
+    queue._learn_pace(2.5)
+    assert queue.retry_after() == 1
+    queue.submit([asked() for _ in range(7)])
+    assert queue.retry_after() == 18  # 7 * 2.5, rounded up
+    queue._learn_pace(200.0)
+    assert queue.retry_after() == 60
+
+
+def test_deadlines_pass_while_waiting_and_in_work(gated):
+    reader, queue = gated
+    queue.submit([working := asked(50, seconds=0.2)])
+    begun(reader)
+    queue.submit([waiting := asked(1, seconds=0.2), patient := asked(1)])
+    time.sleep(0.3)
+    reader.gate.set()
+    for late in (working, waiting):
+        with pytest.raises(Busy, match="not ready in time"):
+            late.future.result(SECONDS)
+    assert patient.future.result(SECONDS).spans
+    assert queue.counts["late"] == 2 and reader.passes <= 3  # of some fifty that the long text would take
+
+
+def test_who_leaves_stops_costing(gated):
+    reader, queue = gated
+    queue.submit([leaving := asked(200)])
+    begun(reader)
+    queue.submit([gone := asked(100), other := asked(1)])
+    assert leaving.future.cancel() and gone.future.cancel()
+    assert queue.unanswered == 1
+    reader.gate.set()
+    other.future.result(SECONDS)
+    queue.close()
+    assert reader.sizes == [1, 1] and queue.counts["passes"] == 2  # of hundreds
+    assert queue.counts["cancelled"] == 2
+
+
+def test_closing_finishes_what_was_accepted(gated):
+    reader, queue = gated
+    questions = [asked(9), asked(1), asked(30)]
+    queue.submit(questions)
+    reader.gate.set()
+    queue.close()
+    assert all(question.future.result(0).spans for question in questions)
+    with pytest.raises(Busy, match="shutting down"):
+        queue.submit([asked()])
+
+
+def test_a_failure_is_told_to_its_own_group_only(gated):
+    reader, queue = gated
+    reader.gate.set()
+    queue.submit([broken := Question("break", "a text", None, False, time.monotonic() + SECONDS)])
+    with pytest.raises(ValueError, match="a text"):
+        broken.future.result(SECONDS)
+    queue.submit([good := asked()])
+    assert good.future.result(SECONDS).spans
+    assert queue.counts["failed"] == 1 and queue.counts["answered"] == 1
+
+
+def test_nobody_waits_for_a_thread_that_is_gone(gated, monkeypatch):
+    reader, queue = gated
+    queue.submit([working := asked()])
+    begun(reader)
+    monkeypatch.setattr(queue, "_take_group", None)  # calling it raises
+    monkeypatch.setattr("threading.excepthook", lambda arguments: None)
+    queue.submit([waiting := asked()])
+    reader.gate.set()
+    for question in (working, waiting):
+        try:
+            assert question.future.result(SECONDS).spans
+        except Busy as error:
+            assert "stopped answering" in str(error)
+    with pytest.raises(Busy, match="stopped answering"):
+        waiting.future.result(0)
+    assert not queue.accepts
+    with pytest.raises(Busy):
+        queue.submit([asked()])
