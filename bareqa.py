@@ -3,6 +3,7 @@
 from common.errors import InputError
 from data.decode import DecodeSettings, Prediction, Span
 from data.examples import Answer, Dataset, Example
+from data.prompts import PromptSettings
 from data.readers import read_dataset
 from data.tokenizer import load_tokenizer
 from data.windows import WindowSet, WindowSettings
@@ -11,30 +12,35 @@ from model.adapters import load_adapter, save_adapter
 from model.bert import BertConfig, BertForQuestionAnswering
 from model.combining import combine
 from model.llama import LlamaConfig, LlamaForCausalLM
+from model.llama_span import LlamaForQuestionAnswering
 from model.lora import LoraConfig, add_lora, remove_adapter, set_adapter, switch_of
 from model.merging import merge, merged_model, unmerge
 from model.quant import FourBit, quantise
 from model.source import resolve_model
 from model.weights import load_model, save_weights
 from reader import Reader
-from settings import ReaderSettings
+from settings import Decoding, ReaderSettings, SpeakerSettings
 
 __all__ = [
     "Answer",
     "BertConfig",
     "BertForQuestionAnswering",
     "Dataset",
+    "Decoding",
     "DecodeSettings",
     "Example",
     "FourBit",
     "InputError",
     "LlamaConfig",
     "LlamaForCausalLM",
+    "LlamaForQuestionAnswering",
     "LoraConfig",
     "Prediction",
+    "PromptSettings",
     "Reader",
     "ReaderSettings",
     "Span",
+    "SpeakerSettings",
     "WindowSet",
     "WindowSettings",
     "add_lora",
