@@ -11,7 +11,7 @@ from retrieval.files import read_folder
 from retrieval.passages import passages_of
 from retrieval.ranking import Bm25, Fusion, VectorRanker, best
 
-RANK_WEIGHT = 0.0
+RANK_WEIGHT = 2.0  # tried on 40 questions: 0, 0.5, 1, 2, 4 gave EM 82, 85, 90, 90, 90
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from serving.native import native_routes
 from serving.ollama import ollama_routes
 from serving.openai import openai_routes
 from serving.queue import Busy
-from serving.schemas import Refusal
+from serving.schemas import OpenAIRefusal, Refusal
 from serving.service import ClientLeft, UnknownModel
 
 PAGE = Path(__file__).parent / "page.html"
@@ -29,25 +29,28 @@ REFUSALS = {
     415: "not announced as JSON", 422: "something in the request cannot be used",
     503: "busy, shutting down, or not ready in time; Retry-After says when to come again",
 }
-RESPONSES = {status: {"description": text, "model": Refusal} for status, text in REFUSALS.items()}
 
 
 def create_app(service, *, documents=None, version, hosts=(), token=None, max_bytes):
     """The ASGI application for a Service; the keywords but `documents` and `version` are those of Guard."""
-    app = FastAPI(
-        title="BareQA", version=version, description=DESCRIPTION, docs_url=None, redoc_url=None, responses=RESPONSES,
-    )
+    app = FastAPI(title="BareQA", version=version, description=DESCRIPTION, docs_url=None, redoc_url=None)
     metrics = Metrics(service.queue)
-    app.include_router(native_routes(service, metrics, documents), tags=["BareQA"])
-    app.include_router(huggingface_routes(service), tags=["Hugging Face"])
-    app.include_router(ollama_routes(service), tags=["Ollama"])
-    app.include_router(openai_routes(service), tags=["OpenAI"])
+    usual = refusals(Refusal)
+    app.include_router(native_routes(service, metrics, documents), tags=["BareQA"], responses=usual)
+    app.include_router(huggingface_routes(service), tags=["Hugging Face"], responses=usual)
+    app.include_router(ollama_routes(service), tags=["Ollama"], responses=usual)
+    app.include_router(openai_routes(service), tags=["OpenAI"], responses=refusals(OpenAIRefusal))
     add_pages(app)
     add_refusals(app)
     return Guard(
         app, hosts=hosts, token=token, max_bytes=max_bytes, max_open=service.queue.capacity + SPARE_REQUESTS,
         seen=metrics.seen,
     )
+
+
+def refusals(model):
+    """What /openapi.json says of every path: how it refuses, in the form of `model`."""
+    return {status: {"description": text, "model": model} for status, text in REFUSALS.items()}
 
 
 def add_pages(app):

@@ -61,7 +61,7 @@ def native_routes(service, metrics, documents=None):
         """Which model answers, with what settings and limits."""
         return service.information() | {"documents": None if documents is None else documents.counts()}
 
-    @router.get("/metrics", response_class=Response)
+    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def prometheus():
         """Counts and times in Prometheus' text format."""
         return Response(metrics.render(), media_type=CONTENT_TYPE)

@@ -16,6 +16,7 @@ from serving.schemas import ChatRequest, GenerateRequest, ShowRequest
 
 VERSION = "0.9.0"  # of the API that this follows
 MEDIA_TYPE = "application/x-ndjson"
+STREAMED = {200: {"description": "one object, or a stream of them", "content": {MEDIA_TYPE: {}}}}
 
 
 def stamp(seconds):
@@ -60,13 +61,13 @@ def ollama_routes(service):
             return start | wrap(text) | end
         return lines(start | wrap(text) | {"done": False}, start | wrap("") | end)
 
-    @router.post("/api/generate", response_model=dict)
+    @router.post("/api/generate", response_model=dict, responses=STREAMED)
     async def generate(request: Request, body: GenerateRequest):
         """Ollama's dialect: the prompt holds text and question, or `system` the text."""
         messages = [("system", body.system or ""), ("user", body.prompt)] if body.prompt.strip() else []
         return await reply(request, body, messages, lambda text: {"response": text})
 
-    @router.post("/api/chat", response_model=dict)
+    @router.post("/api/chat", response_model=dict, responses=STREAMED)
     async def chat(request: Request, body: ChatRequest):
         """Ollama's dialect: how text and question are found is told in docs/serving.md."""
         messages = [(message.role, message.content) for message in body.messages]

@@ -14,6 +14,8 @@ from serving.replies import chat_answer
 from serving.schemas import CompletionRequest
 
 OWNER = "bareqa"
+MEDIA_TYPE = "text/event-stream"
+STREAMED = {200: {"description": "a completion, or a stream of its chunks", "content": {MEDIA_TYPE: {}}}}
 
 
 def events(parts):
@@ -24,7 +26,7 @@ def events(parts):
             yield f"data: {json.dumps(part, ensure_ascii=True)}\n\n"
         yield "data: [DONE]\n\n"
 
-    return StreamingResponse(produce(), media_type="text/event-stream")
+    return StreamingResponse(produce(), media_type=MEDIA_TYPE)
 
 
 def openai_routes(service):
@@ -34,7 +36,7 @@ def openai_routes(service):
     def model(name):
         return {"id": name, "object": "model", "created": int(service.began), "owned_by": OWNER}
 
-    @router.post("/v1/chat/completions", response_model=dict)
+    @router.post("/v1/chat/completions", response_model=dict, responses=STREAMED)
     async def complete(request: Request, body: CompletionRequest):
         """OpenAI's dialect: how text and question are found is told in docs/serving.md."""
         messages = [(message.role, message.text()) for message in body.messages]

@@ -117,6 +117,19 @@ class Refusal(BaseModel):
     error: str
 
 
+class OpenAIError(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIRefusal(BaseModel):
+    """The same in OpenAI's form."""
+
+    error: OpenAIError
+
+
 class HuggingFaceInputs(Lenient):
     question: Text
     context: Text
