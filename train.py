@@ -68,6 +68,7 @@ def train_in(run, options):
     from model.precision import choose_device, choose_precision, make_scaler
     from training.run import data_files, describe_run, read_split, write_or_compare
     from training.setup import build_reader, print_setup, seed_everything
+    from training.losses import LossFile
     from training.state import LoopState, complete_checkpoints, load_checkpoint, sweep_leftovers
     from training.step import NonFinite
 
@@ -107,9 +108,12 @@ def train_in(run, options):
     sweep_leftovers(run.root)
     sweep_leftovers(run.checkpoints)
     run.cut_log(state.step)
+    losses = LossFile(run.losses, windows.example) if options.record_losses else None
+    if losses is not None:
+        losses.cut(state.step)
 
     try:
-        signal_number = loop(options, run, state, reader, windows, dev_set, optimizer, scaler)
+        signal_number = loop(options, run, state, reader, windows, dev_set, optimizer, scaler, losses)
     except NonFinite as error:
         print(
             f"train.py: step {state.step + 1}: {error}, and nothing was updated; start again in another --out with a "
@@ -124,11 +128,11 @@ def train_in(run, options):
     return 0
 
 
-def loop(options, run, state, reader, windows, dev_set, optimizer, scaler):
+def loop(options, run, state, reader, windows, dev_set, optimizer, scaler, losses=None):
     """Learn until the last step, early stopping or a signal; returns the signal's number or None.
 
     A checkpoint is written every --save-every steps, after each evaluation and when a signal asks to stop;
-    `state` is all the loop knows, so that what a checkpoint holds is enough to go on from.
+    `state` is all the loop knows, so that what a checkpoint holds is enough to go on from. losses: a LossFile or None.
     """
     from data.batches import epoch_batches
     from training.evaluate import evaluate
@@ -177,6 +181,7 @@ def loop(options, run, state, reader, windows, dev_set, optimizer, scaler):
             result = train_step(
                 model, optimizer, scaler, windows, batches[state.position], learning_rate=rate,
                 max_tokens=options.tokens_per_micro_batch, clip=options.clip, device=device, precision=precision,
+                record=losses.take if losses is not None else None,
             )
             seconds = time.perf_counter() - began
 
@@ -196,6 +201,8 @@ def loop(options, run, state, reader, windows, dev_set, optimizer, scaler):
                 "tokens": result.tokens, "padded_tokens": result.padded_tokens, "updated": result.updated,
                 "seconds": seconds,
             })
+            if losses is not None:
+                losses.write(state.step, batches_epoch)
             progress.step(result, seconds)
             if state.step % options.save_every == 0 and state.step not in evaluation_steps:
                 save()

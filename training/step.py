@@ -1,6 +1,7 @@
 """One optimizer step: many micro-batches, one division, one update."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -52,8 +53,17 @@ def answer_loss(logits, labels):
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
-def batch_loss(model, batch, device, precision):
-    """The summed loss of a batch, of spans or of answers to be said, as its labels are."""
+def span_losses(start_logits, end_logits, answer_mask, label):
+    """What each window adds to `span_loss`, (B,) and without a gradient; shapes as there."""
+    rows = zip(*(part.detach().split(1) for part in (start_logits, end_logits, answer_mask, label)), strict=True)
+    return torch.stack([span_loss(*row) for row in rows])
+
+
+def batch_loss(model, batch, device, precision, record=None):
+    """The summed loss of a batch, of spans or of answers to be said, as its labels are.
+
+    record: called with the losses (B,) of a batch of spans.
+    """
     with autocast(device, precision):
         if "labels" in batch:
             logits = model(batch["input_ids"], batch["attention_mask"])
@@ -61,13 +71,16 @@ def batch_loss(model, batch, device, precision):
             start, end = model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
     if "labels" in batch:
         return answer_loss(logits, batch["labels"])
+    if record is not None:
+        record(span_losses(start, end, batch["answer_mask"], batch["label"]))
     return span_loss(start, end, batch["answer_mask"], batch["label"])
 
 
-def accumulate(model, window_set, windows, max_tokens, *, device, precision, scaler):
+def accumulate(model, window_set, windows, max_tokens, *, device, precision, scaler, record=None):
     """Add the gradients of the mean loss over `windows` to the parameters; returns (loss, tokens, padded).
 
     window_set: a WindowSet, whose mean is over windows, or a PromptSet, whose mean is over the tokens to be said.
+    record: called with the indices of some windows and their losses, where a file of losses is kept.
     The sum of each micro-batch's loss is divided by the count of the whole step, so any way of splitting
     gives the gradient of the whole batch. With means per micro-batch a ragged last one would weigh too much:
     for windows of loss 1, 1, 1, 4 split 3 + 1, mean of means is 2.5 and the true mean 1.75.
@@ -76,7 +89,8 @@ def accumulate(model, window_set, windows, max_tokens, *, device, precision, sca
     padded = 0
     for part in split_by_tokens(window_set.length, windows, max_tokens):
         batch = to_tensors(window_set.fill(part), device)
-        loss = batch_loss(model, batch, device, precision) / window_set.units(windows)
+        note = None if record is None else partial(record, part)
+        loss = batch_loss(model, batch, device, precision, note) / window_set.units(windows)
         scaler.scale(loss).backward()
         total += loss.detach()
         padded += batch["input_ids"].numel()
@@ -84,12 +98,12 @@ def accumulate(model, window_set, windows, max_tokens, *, device, precision, sca
 
 
 def train_step(
-    model, optimizer, scaler, window_set, windows, *, learning_rate, max_tokens, clip, device, precision
+    model, optimizer, scaler, window_set, windows, *, learning_rate, max_tokens, clip, device, precision, record=None
 ):
     """Learn from `windows` once; returns a StepResult.
 
     learning_rate: for this step, times each parameter group's `scale`. clip: largest norm of the whole
-    gradient. Raises NonFinite before the update when loss or gradient is not finite; with fp16 a gradient
+    gradient. record: as for `accumulate`. Raises NonFinite before the update when loss or gradient is not finite; with fp16 a gradient
     that overflowed is the scaler's business: the step is left out and the scale halved, and only a scale
     that has fallen below 1 stops the run.
     """
@@ -97,7 +111,8 @@ def train_step(
         group["lr"] = learning_rate * group.get("scale", 1.0)
     optimizer.zero_grad(set_to_none=True)
     loss, tokens, padded = accumulate(
-        model, window_set, windows, max_tokens, device=device, precision=precision, scaler=scaler
+        model, window_set, windows, max_tokens, device=device, precision=precision, scaler=scaler,
+        record=record,
     )
     scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
