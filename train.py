@@ -92,6 +92,7 @@ def train_in(run, options, ranks):
     from model.precision import choose_precision, make_scaler
     from training.run import data_files, describe_run, read_split, write_or_compare
     from training.setup import build_reader, print_setup, seed_everything
+    from training.losses import loss_file
     from training.sharding import refuse_unshardable
     from training.state import LoopState, complete_checkpoints, load_checkpoint, sweep_leftovers
     from training.step import NonFinite
@@ -142,9 +143,12 @@ def train_in(run, options, ranks):
     ranks.once(sweep_leftovers, run.root)
     ranks.once(sweep_leftovers, run.checkpoints)
     ranks.once(run.cut_log, state.step)
+    losses = loss_file(run, options, reader, windows, ranks)
+    if losses is not None:
+        losses.cut(state.step)
 
     try:
-        signal_number = loop(options, run, state, reader, learner, windows, dev_set, optimizer, scaler, ranks)
+        signal_number = loop(options, run, state, reader, learner, windows, dev_set, optimizer, scaler, ranks, losses)
     except NonFinite as error:  # the same on all ranks
         if ranks.first:
             print(
@@ -161,11 +165,11 @@ def train_in(run, options, ranks):
     return 0
 
 
-def loop(options, run, state, reader, learner, windows, dev_set, optimizer, scaler, ranks):
+def loop(options, run, state, reader, learner, windows, dev_set, optimizer, scaler, ranks, losses=None):
     """Learn until the last step, early stopping or a signal; returns the signal's number or None.
 
     A checkpoint is written every --save-every steps, after each evaluation and when a signal asks to stop;
-    `state` is all the loop knows, so that what a checkpoint holds is enough to go on from.
+    `state` is all the loop knows, so that what a checkpoint holds is enough to go on from. losses: a LossFile or None.
     """
     from data.batches import epoch_batches
     from training.distributed import noticing_loss
@@ -226,7 +230,7 @@ def loop(options, run, state, reader, learner, windows, dev_set, optimizer, scal
             result = train_step(
                 learner, optimizer, scaler, windows, batches[state.position], learning_rate=rate,
                 max_tokens=options.tokens_per_micro_batch, clip=options.clip, device=device, precision=precision,
-                ranks=ranks,
+                ranks=ranks, record=losses.take if losses is not None else None,
             )
             seconds = time.perf_counter() - began
 
@@ -247,6 +251,8 @@ def loop(options, run, state, reader, learner, windows, dev_set, optimizer, scal
                     "tokens": result.tokens, "padded_tokens": result.padded_tokens, "updated": result.updated,
                     "seconds": seconds,
                 })
+            if losses is not None:
+                losses.write(state.step, batches_epoch)
             progress.step(result, seconds)
             if state.step % options.save_every == 0 and state.step not in evaluation_steps:
                 save()

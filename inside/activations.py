@@ -19,7 +19,7 @@ SEED, BATCH = 0, 3
 
 
 def probe(config):
-    """A ragged batch that any model of this config can read: ids, token types and mask, (B, T) each; always the same."""
+    """A ragged batch for any model of this config, always the same: ids, token types and mask, (B, T) each."""
     random = np.random.default_rng(SEED)
     T = min(19, config.max_position_embeddings)
     lengths = [T, T // 2 + 1, 5]

@@ -1,6 +1,11 @@
 """`python -m inside.heads | lora | nf4`: numbers that are known, on the model built by hand and on tiny random ones."""
 
 import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -232,3 +237,21 @@ def test_what_four_bits_cost(tiny_folder, tmp_path, capsys):
     assert "head for answers was never trained" in sentence(nf4.main, capsys, "--model", "minilm")
 
 
+
+
+def test_readme_commands_parse_and_help_needs_no_torch():
+    from inside import data, verify
+    from tests.test_project import README
+
+    parsed = set()
+    for line in README.splitlines():
+        if match := re.match(r"\s{4}python -m inside\.(\w+)(.*?)(\s{2,}#.*)?$", line):
+            module = {"heads": heads, "lora": lora, "nf4": nf4, "verify": verify, "data": data}[match[1]]
+            module.build_parser("x").parse_args(shlex.split(match[2]))
+            parsed.add(match[1])
+    assert parsed == {"heads", "lora", "nf4", "verify", "data"}
+    code = "import sys\nfrom inside import data, heads, lora, nf4, verify\n" + "".join(
+        f"try: {name}.main(['--help'])\nexcept SystemExit as end: assert not end.code\n" for name in sorted(parsed)
+    ) + "assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""`python -m inside.verify`: agreement with golden and live activations, and the place where a damaged model departs."""
+"""`python -m inside.verify`: agreement with golden and live activations, and where a damaged model departs."""
 
 import json
 import shutil

@@ -37,6 +37,11 @@ class RunFolder:
         return self.root / "log.jsonl"
 
     @property
+    def losses(self):
+        """What each window lost at each step, where --record-losses asked for it (training/losses.py)."""
+        return self.root / "losses.bin"
+
+    @property
     def metrics(self):
         """Written last: a run with metrics.json is finished."""
         return self.root / "metrics.json"

@@ -1,6 +1,7 @@
 """One optimizer step: many micro-batches, one division, one update."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -58,8 +59,17 @@ def answer_loss(logits, labels, share):
     return (F.cross_entropy(logits, labels, reduction="none") * share).sum()
 
 
-def batch_loss(model, batch, device, precision):
-    """The summed loss of a batch, of spans or of answers to be said, as its labels are."""
+def span_losses(*batch):
+    """What each window adds to `span_loss`, (B,) and without a gradient; arguments as there."""
+    rows = zip(*(part.detach().split(1) for part in batch), strict=True)
+    return torch.stack([span_loss(*row) for row in rows])
+
+
+def batch_loss(model, batch, device, precision, record=None):
+    """The summed loss of a batch, of spans or of answers to be said, as its labels are.
+
+    record: called with the losses (B,) of a batch of spans.
+    """
     with autocast(device, precision):
         if "labels" in batch:
             said = batch["labels"] != IGNORED  # (B, T); the output layer, of a whole vocabulary, is needed there alone
@@ -69,13 +79,18 @@ def batch_loss(model, batch, device, precision):
     if "labels" in batch:
         share = batch["share"][:, None].expand_as(said)[said]
         return answer_loss(logits, batch["labels"][said], share)
+    if record is not None:
+        record(span_losses(start, end, batch["answer_mask"], batch["label"], batch["null"]))
     return span_loss(start, end, batch["answer_mask"], batch["label"], batch["null"])
 
 
-def accumulate(model, window_set, windows, max_tokens, *, device, precision, scaler, ranks=ALONE):
+def accumulate(
+    model, window_set, windows, max_tokens, *, device, precision, scaler, ranks=ALONE, record=None
+):
     """Add the gradients of the mean loss over `windows` to the parameters; returns (loss, tokens, padded).
 
     window_set: a WindowSet, whose mean is over windows, or a PromptSet, whose mean is over the tokens to be said.
+    record: called with the indices of some windows and their losses, where a file of losses is kept.
     The sum of each micro-batch's loss is divided by the count of the whole step, so any way of splitting
     gives the gradient of the whole batch. With means per micro-batch a ragged last one would weigh too much:
     for windows of loss 1, 1, 1, 4 split 3 + 1, mean of means is 2.5 and the true mean 1.75. The same holds over
@@ -86,8 +101,9 @@ def accumulate(model, window_set, windows, max_tokens, *, device, precision, sca
     parts = ranks.parts(window_set.length, windows, max_tokens)
     for number, (part, counts) in enumerate(parts, start=1):
         batch = to_tensors(window_set.fill(part), device)
+        note = None if record is None else partial(record, part)
         with ranks.accumulating(model, last=number == len(parts)):
-            loss = batch_loss(model, batch, device, precision) / window_set.units(windows)
+            loss = batch_loss(model, batch, device, precision, note) / window_set.units(windows)
             weight = ranks.divided if counts else 0
             scaler.scale(loss if weight == 1 else loss * weight).backward()
         total += loss.detach() if counts else 0
@@ -97,20 +113,22 @@ def accumulate(model, window_set, windows, max_tokens, *, device, precision, sca
 
 
 def train_step(
-    model, optimizer, scaler, window_set, windows, *, learning_rate, max_tokens, clip, device, precision, ranks=ALONE
+    model, optimizer, scaler, window_set, windows, *, learning_rate, max_tokens, clip, device, precision, ranks=ALONE,
+    record=None,
 ):
     """Learn from `windows` once; returns a StepResult.
 
-    model: what `ranks.learner` gave. learning_rate: for this step, times each parameter group's `scale`. clip: largest norm of the whole
-    gradient. Raises NonFinite before the update when loss or gradient is not finite; with fp16 a gradient
-    that overflowed is the scaler's business: the step is left out and the scale halved, and only a scale
-    that has fallen below 1 stops the run.
+    model: what `ranks.learner` gave. learning_rate: for this step, times each parameter group's `scale`. clip: largest
+    norm of the whole gradient. record: as for `accumulate`. Raises NonFinite before the update when loss or gradient is
+    not finite; with fp16 a gradient that overflowed is the scaler's business: the step is left out and the scale
+    halved, and only a scale that has fallen below 1 stops the run.
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("scale", 1.0)
     optimizer.zero_grad(set_to_none=True)
     loss, tokens, padded = accumulate(
-        model, window_set, windows, max_tokens, device=device, precision=precision, scaler=scaler, ranks=ranks
+        model, window_set, windows, max_tokens, device=device, precision=precision, scaler=scaler, ranks=ranks,
+        record=record,
     )
     scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

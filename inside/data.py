@@ -1,0 +1,62 @@
+"""Easy, hard and probably mislabelled questions of a run's training data, with their places in the files.
+
+    python train.py --train mine.json --record-losses --out runs/mine
+    python -m inside.data runs/mine
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from inside.command import at_least, command
+
+
+def build_parser(program):
+    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="the folder of a run that was trained with --record-losses")
+    add("--top", type=at_least(1), default=20, metavar="N", help="questions to show of each kind (default 20)")
+    add("--json", action="store_true", help="print one JSON object, its findings as the linter's (python -m data)")
+    return parser
+
+
+def run(options):
+    from inside.difficulty import KINDS, SUSPECT, difficulties
+
+    found = difficulties(options.run)
+    totals = Counter(one.kind for one in found)
+    if options.json:
+        findings = [
+            {"kind": one.kind, "file": one.file, "where": one.example.where.removeprefix(f"{one.file}: "),
+             "message": message(one)} for one in found if one.kind == SUSPECT
+        ]
+        print(json.dumps({"totals": dict(totals), "findings": findings}, ensure_ascii=False))
+        return 0
+    print(f"{len(found)} questions: " + ", ".join(f"{totals[kind]} {kind}" for kind in KINDS))
+    for kind in reversed(KINDS[1:]):
+        some = [one for one in found if one.kind == kind]
+        if some:
+            print(f"{kind}:")
+        for one in some[: options.top]:
+            print(f"  {one.file}: {one.example.where.removeprefix(f'{one.file}: ')}: {message(one)}")
+        if len(some) > options.top:
+            print(f"  … and {len(some) - options.top} more (--top)")
+    return 0
+
+
+def message(one):
+    """What is to be said of one question."""
+    from data.documents import shown
+
+    answers = one.example.answers
+    label = shown(answers[0].text) if answers else "no answer"
+    over = ", ".join(f"{value:.3f}" for value in one.confidence)
+    return f"{shown(one.example.question)} labelled {label}; confidence by epoch {over}"
+
+
+main = command("python -m inside.data", build_parser, run)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Easy, hard and probably mislabelled questions, from what they lost in training.
+
+After the data maps of Swayamdipta et al. 2020 (arXiv 2009.10795): what a model makes of a question's label over the
+epochs says more than its last loss. The confidence of an epoch is exp(−loss) of the question's worst window, the
+geometric mean of the probabilities of the label's start and end, before that window was learned from in that epoch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.errors import InputError
+from data.examples import Example
+from training.folder import RunFolder
+from training.losses import read_losses
+from training.run import file_hash, read_split
+
+EASY, LEARNED, HARD, SUSPECT = "easy", "learned late", "hard", "probably mislabelled"
+KINDS = (EASY, LEARNED, HARD, SUSPECT)
+SURE, LOST = 0.5, 0.05  # confidences: more likely right than not; the model is nearly sure of something else
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """confidence: of each epoch in which the question was seen. kind: one of KINDS."""
+
+    example: Example
+    file: str
+    confidence: tuple[float, ...]
+
+    @property
+    def kind(self):
+        """EASY: sure in every epoch; LEARNED: in the last; HARD: not; SUSPECT: lost in each, so never learned."""
+        if all(one >= SURE for one in self.confidence):
+            return EASY
+        if self.confidence[-1] >= SURE:
+            return LEARNED
+        return SUSPECT if len(self.confidence) > 1 and max(self.confidence) < LOST else HARD
+
+
+def difficulties(root):
+    """The Questions of a run that recorded losses, least confident (in the last epoch) first.
+
+    Raises InputError for a run without the record, and when its data changed since.
+    """
+    run = RunFolder(root)
+    if not run.config.is_file():
+        raise InputError(f"{root}: this is not a run's folder")
+    options = run.read_config()["options"]
+    if not run.losses.is_file():
+        raise InputError(f"{root}: recorded no losses; train with --record-losses (at least two epochs tell most)")
+    files = run.read_config()["data"]["train"]
+    for entry in files:
+        if file_hash(entry["path"]) != entry["sha256"]:
+            raise InputError(f"{entry['path']}: changed since this run, so its losses cannot be told apart any more")
+    paths = [entry["path"] for entry in files]
+    examples = read_split(
+        paths, options["max_train_examples"], options["seed"], options["skip_misaligned"], "training"
+    ).examples
+    records = read_losses(run.losses)
+    seen = {}
+    for epoch in np.unique(records["epoch"]):
+        chosen = records[records["epoch"] == epoch]
+        worst = np.full(len(examples), -np.inf, np.float32)
+        np.maximum.at(worst, chosen["example"], chosen["loss"])
+        for example in np.flatnonzero(worst > -np.inf):
+            seen.setdefault(int(example), []).append(float(np.exp(-worst[example])))
+    found = []
+    for number, confidence in seen.items():
+        example = examples[number]
+        file = paths[0] if len(paths) == 1 else next(p for p in paths if example.where.startswith(f"{p}: "))
+        found.append(Question(example, file, tuple(confidence)))
+    return sorted(found, key=lambda one: (one.confidence[-1], one.example.where))

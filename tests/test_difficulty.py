@@ -1,0 +1,119 @@
+"""Losses recorded in training, across an interruption, and what they say of a mislabelled question."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from inside import data as command
+from inside.difficulty import EASY, HARD, LEARNED, SUSPECT, Question, difficulties
+from data.examples import Example
+from training.folder import RunFolder
+from training.losses import LossFile, read_losses
+from training.step import span_loss, span_losses
+from tests.tiny_run import arguments, read_log, results, squad, write_squad
+
+
+def test_losses_of_windows_sum_to_the_loss():
+    torch.manual_seed(0)
+    start, end = torch.randn(3, 7, requires_grad=True), torch.randn(3, 7)
+    mask = torch.zeros(3, 7, dtype=torch.bool)
+    mask[:, 2:6] = True
+    label = torch.tensor([[[2, 3], [3, 3]], [[0, 0], [-1, -1]], [[4, 5], [-1, -1]]])
+    each = span_losses(start, end, mask, label)
+    assert each.shape == (3,) and not each.requires_grad
+    torch.testing.assert_close(each.sum(), span_loss(start, end, mask, label).detach())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_encoder_folder):
+    """Data with one wrong label, and two finished runs: with the losses recorded and without."""
+    folder = tmp_path_factory.mktemp("losses")
+    document = squad(range(6), with_null=False)
+    wrong = document["data"][0]["paragraphs"][2]
+    wrong["qas"][0]["answers"] = [{"text": "past", "answer_start": wrong["context"].index("past")}]
+    (folder / "train.json").write_text(json.dumps(document))
+    write_squad(folder / "dev.json", range(6, 8), with_null=False)
+    for name, changes in (("with", {"record_losses": True}), ("without", {})):
+        assert train.main(arguments(folder, tiny_encoder_folder, folder / name, epochs=3, **changes)) == 0
+    return folder
+
+
+def test_recording_changes_nothing_and_means_are_the_logged_losses(place):
+    (files, metrics, evaluations, log), plain = results(place / "with"), results(place / "without")
+    assert (metrics, evaluations, log) == plain[1:]
+    assert files["model/model.safetensors"] == plain[0]["model/model.safetensors"]
+    records = read_losses(RunFolder(place / "with").losses)
+    for line in read_log(place / "with"):
+        mine = records[records["step"] == line["step"]]
+        assert len(mine) == line["windows"] and set(mine["epoch"]) == {line["epoch"]}
+        assert mine["loss"].mean() == pytest.approx(line["loss"], rel=1e-4)
+    assert not RunFolder(place / "without").losses.exists()
+
+
+def test_a_resumed_run_goes_on_with_its_file(place, tmp_path, tiny_encoder_folder, monkeypatch):
+    from training import losses
+
+    original, left = losses.LossFile.write, [4]
+
+    def failing(self, step, epoch):
+        original(self, step, epoch)
+        left[0] -= 1
+        if not left[0]:
+            with open(self.path, "ab") as file:
+                file.write(b"torn")
+            raise KeyboardInterrupt
+
+    argv = arguments(place, tiny_encoder_folder, tmp_path / "run", epochs=3, record_losses=True, save_every=3)
+    monkeypatch.setattr(losses.LossFile, "write", failing)
+    assert train.main(argv) == 130
+    monkeypatch.undo()
+    assert train.main([*argv, "--resume"]) == 0
+    assert (tmp_path / "run/losses.bin").read_bytes() == (place / "with/losses.bin").read_bytes()
+
+
+def test_the_command_tells_the_places(place, capsys):
+    assert command.main([str(place / "with"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sum(found["totals"].values()) == 6
+    assert command.main([str(place / "with"), "--top", "1"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("6 questions: ") and "train.json: data[0].paragraphs[" in text
+    (question, *_) = difficulties(place / "with")
+    assert len(question.confidence) == 3 and all(0 < one <= 1 for one in question.confidence)
+
+
+def test_kinds():
+    example = Example("1", "q", "c", (), "data[0]")
+    kinds = {(0.9, 0.8): EASY, (0.01, 0.7): LEARNED, (0.6, 0.1): HARD, (0.01, 0.02): SUSPECT, (0.01,): HARD}
+    assert {confidence: Question(example, "f", confidence).kind for confidence in kinds} == kinds
+
+
+def test_a_question_is_judged_by_its_worst_window(place, tmp_path):
+    path = tmp_path / "losses.bin"
+    file = LossFile(path, np.array([0, 0, 1]))
+    file.take(np.array([2, 0]), torch.tensor([0.25, 0.5]))
+    file.take(np.array([1]), torch.tensor([3.0]))
+    file.write(1, 0)
+    records = read_losses(path)
+    assert records["example"].tolist() == [1, 0, 0] and records["loss"].tolist() == [0.25, 0.5, 3.0]
+    file.take(np.array([1]), torch.tensor([1.0]))
+    file.write(2, 0)
+    file.cut(1)
+    assert read_losses(path)["step"].tolist() == [1, 1, 1]
+
+
+def test_refusals(place, tmp_path, capsys):
+    for folder, words in ((tmp_path, "this is not a run's folder"), (place / "without", "recorded no losses")):
+        assert command.main([str(folder)]) == 2
+        assert words in capsys.readouterr().err
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    config = json.loads((place / "with/config.json").read_text())
+    config["data"]["train"][0]["sha256"] = "0"
+    (changed / "config.json").write_text(json.dumps(config))
+    (changed / "losses.bin").write_bytes(b"")
+    assert command.main([str(changed)]) == 2
+    assert "changed since this run" in capsys.readouterr().err
