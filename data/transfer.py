@@ -175,7 +175,9 @@ def _open(partial, offset, timeout_seconds):
             raise Interrupted("the server has no bytes after those already here") from None
         passing = error.code >= 500 or error.code in (408, 425, 429)
         kind = Interrupted if passing else Refused
-        raise kind(f"the server answered {error.code} {error.reason}") from None
+        raise kind(f"the server answered {error.code} {' '.join(str(error.reason).split())}") from None
+    except ValueError as error:  # of urllib, for an address that is none, which a redirect may give
+        raise Refused(f"the server sends us to an address that cannot be read ({error})") from None
     except (OSError, http.client.HTTPException) as error:
         raise _network_error(error, timeout_seconds) from None
 
@@ -185,11 +187,11 @@ def _extent(response):
     if response.status == 200:
         length = response.headers.get("Content-Length", "")
         return 0, int(length) if length.isdecimal() else None
-    if response.status == 206:
-        parts = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
-        if parts and int(parts[2]) + 1 == int(parts[3]):
-            return int(parts[1]), int(parts[3])
-    raise Refused(f"the server answered {response.status}, which is no whole file and no rest of one")
+    if response.status == 206:  # the part may end before the file does, and the file's length be unknown
+        parts = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if parts and int(parts[1]) <= int(parts[2]) and (parts[3] == "*" or int(parts[2]) < int(parts[3])):
+            return int(parts[1]), None if parts[3] == "*" else int(parts[3])
+    raise Refused(f"the server answered {response.status}, which is no whole file and no part of one")
 
 
 def _pieces(response, reached, total, timeout_seconds):
@@ -217,7 +219,7 @@ def _network_error(error, timeout_seconds):
         return Interrupted(f"nothing came for {timeout_seconds:g} seconds")
     if isinstance(cause, socket.gaierror):
         return Unreachable("the name of the server cannot be resolved")
-    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    text = " ".join((getattr(cause, "strerror", None) or str(cause) or type(cause).__name__).split())
     if getattr(cause, "errno", None) in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED):
         return Unreachable(text)
     return Interrupted(text)

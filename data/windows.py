@@ -20,6 +20,7 @@ from common.errors import InputError
 from data.tokenizer import is_word_piece, pair_layout, specials_among_pieces
 
 TOKENIZER_BATCH = 512  # texts handed to the tokenizer at once: enough to use every core
+LONGEST_STRETCH = 50_000  # without white space: what is longer is Chinese or no language
 PIECE_CHARACTERS = 200_000  # a book is tokenised in pieces of about this size, so that memory stays bounded
 # What BERT's tokenizer takes for white space. Python's \s has seven more (\v, \f, U+001C to U+001F, U+0085),
 # which the tokenizer deletes: "play\x1cing" is one word to it, so no text may be cut there.
@@ -111,15 +112,18 @@ def split_long(text, gap=GAP):
     """Cut a text before white space into pieces of about PIECE_CHARACTERS; yields (offset, piece).
 
     BERT's tokenizer splits at white space first, so the pieces give the tokens of the whole; with SINGLE_SPACE as `gap`
-    they do for tokenizers that put a space to the word behind it.
+    they do for tokenizers that put a space to the word behind it. A stretch of LONGEST_STRETCH without any is cut there:
+    of Chinese that changes no token either, and of other letters only those of one endless word.
     """
     start = 0
     while len(text) - start > PIECE_CHARACTERS:
-        found = gap.search(text, start + PIECE_CHARACTERS)
-        if found is None:
+        last = start + PIECE_CHARACTERS + LONGEST_STRETCH
+        found = gap.search(text, start + PIECE_CHARACTERS, last)
+        if found is None and len(text) <= last:
             break
-        yield start, text[start : found.start()]
-        start = found.start()
+        stop = last if found is None else found.start()
+        yield start, text[start:stop]
+        start = stop
     yield start, text[start:]
 
 

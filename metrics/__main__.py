@@ -77,8 +77,8 @@ def _flat_references(path):
 def _nested_references(document, path):
     version = _version(document, path)
     questions = []
-    has_flags = False
-    for where, entry in _nested_questions(document, path):
+    has_flags, astray = False, []
+    for where, entry, context in _nested_questions(document, path):
         texts = _answer_texts(entry, path, where)
         if not texts and version == 1:
             raise InputError(
@@ -86,12 +86,16 @@ def _nested_references(document, path):
                 f'correct "version" or remove the question'
             )
         has_flags = has_flags or "is_impossible" in entry
+        astray += [where] if _stands_elsewhere(entry, context) else []
         made_up = f"{Path(path).stem}:{len(questions) + 1}"
         questions.append((_question_id(entry, made_up, path, where), texts))
     if not questions:
         raise InputError(f"{path}: holds no questions")
     is_v2 = version == 2 or has_flags or not all(texts for _, texts in questions)
     notices = []
+    if astray:  # the official arithmetic looks at texts alone, so they count all the same
+        count = _counted(len(astray), "question")
+        notices.append(f"{count} with an answer that does not stand at its offset; the first is {astray[0]}")
     if is_v2 and version == 1:
         notices.append('scored as v2.0, because questions have "is_impossible", although "version" says 1')
     return References(questions, is_v2, notices)
@@ -104,7 +108,7 @@ def _version(document, path):
 
 
 def _nested_questions(document, path):
-    """Yield (place, object) of each question of a nested document, in file order."""
+    """Yield (place, object, context or None) of each question of a nested document, in file order."""
     articles = _expect(document.get("data"), list, 'a list "data"', path)
     for i, article in enumerate(articles):
         place = f"data[{i}]"
@@ -112,7 +116,17 @@ def _nested_questions(document, path):
             inner = f"{place}.paragraphs[{j}]"
             for k, entry in enumerate(_list_in(paragraph, "qas", path, inner)):
                 where = f"{inner}.qas[{k}]"
-                yield where, _expect(entry, dict, "an object", path, where)
+                yield where, _expect(entry, dict, "an object", path, where), paragraph.get("context")
+
+
+def _stands_elsewhere(entry, context):
+    """Whether one of a question's answers is not what the context has at its offset; False where that cannot be told."""
+    for answer in entry.get("answers") or ():
+        text, start = (answer.get("text"), answer.get("answer_start")) if isinstance(answer, dict) else (None, None)
+        if isinstance(context, str) and isinstance(text, str) and type(start) is int:
+            if start < 0 or context[start : start + len(text)] != text:
+                return True
+    return False
 
 
 def _list_in(value, key, path, where):

@@ -102,6 +102,26 @@ def test_a_rest_that_starts_elsewhere_is_thrown_away(cache):
         assert ranges(server) == [None, "bytes=4000-", None]
 
 
+@pytest.mark.parametrize("total", [len(TRAIN), "*"])
+def test_a_rest_may_come_in_parts(cache, total):
+    def some(request, reply):
+        start = int(request.headers["range"].removeprefix("bytes=").split("-")[0])
+        part = TRAIN[start : start + 3000]
+        extent = {"Content-Range": f"bytes {start}-{start + len(part) - 1}/{total}"}
+        return replace(reply, status=206, body=part, headers=reply.headers | extent)
+
+    with serve(scripted(cut(4000), some, some, honest)) as server:
+        assert_whole(get(server, cache), cache)
+        assert ranges(server) == [None, "bytes=4000-", "bytes=7000-", "bytes=10000-"]
+
+
+@pytest.mark.parametrize("address", ["http://[bad", "http://a\nb/"])
+def test_a_redirect_to_nowhere_is_one_sentence(cache, address):
+    with serve(lambda request: Reply(302, headers={"Location": address.replace("\n", "%0a:x")})) as server:
+        sentence = refusal(server, cache, attempts=1)
+        assert "\n" not in sentence
+
+
 def test_a_last_modified_date_serves_where_there_is_no_strong_etag(cache):
     date = "Wed, 01 Jan 2020 00:00:00 GMT"
 

@@ -373,3 +373,12 @@ def test_texts_without_tokens(tokenizer):
     window_set = WindowSet(texts, tokenizer, WindowSettings(), with_labels=True)
     assert len(window_set) == 0 and window_set.label.shape == (0, 1, 2)
     assert len(WindowSet([], tokenizer, WindowSettings())) == 0
+
+
+def test_an_endless_stretch_is_cut_where_there_is_no_gap(tokenizer, monkeypatch):
+    monkeypatch.setattr(windows, "PIECE_CHARACTERS", 8)
+    monkeypatch.setattr(windows, "LONGEST_STRETCH", 5)
+    text = "\u5317\u4eac" * 20 + " play"
+    assert max(len(piece) for _, piece in split_long(text)) == 13
+    ids, offsets = next(encode(tokenizer, [text]))
+    assert (ids.tolist(), offsets.tolist()) == whole(tokenizer, text)

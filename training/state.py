@@ -148,7 +148,7 @@ def load_checkpoint(path, model, optimizer, scaler):
                 raise TypeError(f"{name} is {getattr(state, name)!r} in state.json")
     except Exception as error:  # damage to a file shows as many kinds of error in as many libraries
         reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]  # torch's go on for pages
-        raise InputError(
-            f"{path}: this checkpoint is damaged ({reason}); remove its folder to go on from the one before"
-        ) from None
+        others = len(complete_checkpoints(path.parent)) > 1
+        rest = "go on from the one before" if others else "start over, as it is the only one"
+        raise InputError(f"{path}: this checkpoint is damaged ({reason}); remove its folder to {rest}") from None
     return state
