@@ -21,7 +21,7 @@ def ship(run, dev, out, penalty):
     import torch
 
     from model.adapters import save_adapter
-    from reader import SETTINGS_FILE, Reader
+    from reader import Reader
     from training.evaluate import evaluate
     from training.run import read_split
 
@@ -40,11 +40,11 @@ def ship(run, dev, out, penalty):
             reader.model, reader.adapter, folder, base=base, revision=revision, fingerprint=reader.report.fingerprint,
             dtype=torch.bfloat16,
         )
-        write_json(folder / SETTINGS_FILE, reader.settings.to_dict())
+        write_json(folder / reader.settings.file, reader.settings.to_dict())
         rounded = Reader.load(folder)
         result = evaluate(rounded, examples, may_lack_answer=any(not example.answers for example in examples))
         settings = replace(rounded.settings, null_threshold=result.threshold)
-        write_json(folder / SETTINGS_FILE, settings.to_dict())
+        write_json(folder / settings.file, settings.to_dict())
         if card is not None:
             (folder / CARD).write_bytes(card)
 
