@@ -18,8 +18,8 @@ from model.merging import merge, merged_model, unmerge
 from model.quant import FourBit, quantise
 from model.source import resolve_model
 from model.weights import load_model, save_weights
-from reader import Reader
-from settings import Decoding, ReaderSettings, SpeakerSettings
+from answering.reader import Reader
+from answering.settings import Decoding, ReaderSettings, SpeakerSettings
 
 __all__ = [
     "Answer",

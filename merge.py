@@ -106,7 +106,7 @@ def built(folder, way, quant, options):
 
     from model.merging import merged_model
     from model.quant import FourBit, quantise
-    from reader import Reader
+    from answering.reader import Reader
 
     reader = Reader.load(
         folder, device=options.device, precision=options.precision, quant=None if way == "original" else "stored"

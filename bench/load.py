@@ -23,7 +23,7 @@ import numpy as np
 
 from common.errors import InputError
 from data.readers import read_dataset
-from reader import Reader
+from answering.reader import Reader
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = [ROOT / "data" / "sample" / "train.json"]

@@ -60,7 +60,7 @@ def bytes_on_disk(folder):
 
 def score(options, folder):
     """EM and F1 of a run on the fixed sample."""
-    from reader import Reader
+    from answering.reader import Reader
     from training.evaluate import evaluate
     from training.run import read_split
 

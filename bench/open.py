@@ -17,7 +17,7 @@ from common.choices import RANKINGS
 from common.errors import InputError
 from data.readers import read_dataset
 from metrics import evaluate_v1
-from reader import Reader
+from answering.reader import Reader
 from retrieval.collection import RANK_WEIGHT, Collection, make_ranker, rank_answers, to_read
 from retrieval.files import plain_document
 from retrieval.passages import Passage

@@ -21,7 +21,7 @@ def ship(run, dev, out, penalty):
     import torch
 
     from model.adapters import save_adapter
-    from reader import Reader
+    from answering.reader import Reader
     from training.evaluate import evaluate
     from training.run import read_split
 

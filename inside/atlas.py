@@ -16,7 +16,7 @@ from model.precision import autocast
 from model.prompts import PromptedBert
 from model.pruning import prune
 from prompt.predict import choose_null
-from spans import TOKENS_PER_BATCH
+from answering.spans import TOKENS_PER_BATCH
 from training.evaluate import evaluate
 
 

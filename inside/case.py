@@ -14,7 +14,7 @@ from data.examples import Example
 from data.windows import WindowSet
 from model.lora import switch_of
 from model.precision import autocast
-from spans import TOKENS_PER_BATCH
+from answering.spans import TOKENS_PER_BATCH
 
 SPECIAL, QUESTION, TEXT = "special", "question", "text"
 ACTIVE = object()  # the adapter that is in use, whichever it is

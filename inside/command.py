@@ -28,7 +28,7 @@ def open_reader(options, quant="stored"):
     """The Reader of --model (None: as infer.py chooses). quant: as for Reader.load."""
     from model.source import resolve_model
     from prompt.loading import model_of_run, newest_run
-    from reader import Reader
+    from answering.reader import Reader
 
     name = options.model if options.model is not None else str(newest_run())
     folder = resolve_model(str(model_of_run(name))).folder

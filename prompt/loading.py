@@ -10,8 +10,8 @@ from model.adapters import SHIPPED, adapter_name, is_adapter, read_adapter
 from model.fusion import is_fusion
 from model.source import resolve_model
 from prompt.options import FOR_DECODERS, FOR_SPANS
-from reader import Reader
-from settings import SpeakerSettings
+from answering.reader import Reader
+from answering.settings import SpeakerSettings
 from training.asking import prompt_settings
 from training.folder import RunFolder, newest_finished
 from training.tuning import quant_of

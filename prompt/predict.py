@@ -11,7 +11,7 @@ from common.errors import InputError
 from common.files import write_folder, write_json, write_pairs
 from data.documents import counted
 from metrics import evaluate_v1, text_scores
-from training.answering import predict_together
+from training.together import predict_together
 from training.distributed import Ranks
 from training.evaluate import (
     PREDICTION_FILES, answer_text, best_only, prediction_files, references_of, score_at,

@@ -15,7 +15,7 @@ from model.lora import switch_of
 from model.prompts import PromptedBert
 from model.precision import autocast
 from model.source import resolve_model
-from reader import Reader
+from answering.reader import Reader
 
 FINGERPRINT = "a4ee307b42147495e43c0f152d360084aafba8559194710d228f4460b1dcc670"  # of MiniLM's encoder, as LoadReport has it
 LENGTH = 256  # tokens, [CLS] and [SEP] included; what comes after is not looked at, as in sentence-transformers

@@ -14,7 +14,7 @@ from data.tokenizer import load_tokenizer, save_tokenizer
 from data.windows import WindowSettings
 from model.bert import BertConfig, BertForQuestionAnswering
 from model.weights import save_weights
-from reader import Reader, ReaderSettings
+from answering.reader import Reader, ReaderSettings
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "ada", "bob", "cleo", "dan", "lima", "oslo", "paris", "rome"]
 V, P, H, K, LAYERS = len(WORDS), 17, 3, 19, 3

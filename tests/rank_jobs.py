@@ -11,7 +11,7 @@ from data.windows import WindowSet, WindowSettings
 from model.lora import LoraConfig
 from model.precision import make_scaler
 from model.tune import tune_full, tune_lora
-from reader import Reader, ReaderSettings
+from answering.reader import Reader, ReaderSettings
 from tests.tiny_run import WINDOW, examples
 from training.distributed import joined
 from training.optimizer import make_optimizer

@@ -19,7 +19,7 @@ from model.lora import (
     switch_of,
 )
 from model.merging import merge
-from reader import Reader
+from answering.reader import Reader
 from tests.test_bert import ragged_batch, reference_model
 from tests.test_lora import KINDS, adapted, logits, randomise, tiny
 

@@ -11,7 +11,7 @@ from data.prompts import PromptSet
 from model.lora import LoraConfig
 from model.precision import make_scaler
 from model.tune import tune_lora
-from reader import Reader
+from answering.reader import Reader
 from tests.test_prompts import SHORT
 from tests.test_speaker import speaker, unbound
 from tests.tiny_run import examples

@@ -98,7 +98,7 @@ def test_what_is_shipped_is_rounded_and_its_threshold_is_its_own(tmp_path, place
 
     import train
     from bench import ship
-    from reader import Reader
+    from answering.reader import Reader
     from tests.tiny_run import arguments
     from training.evaluate import evaluate
     from training.run import read_split

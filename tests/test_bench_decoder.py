@@ -7,7 +7,7 @@ import torch
 from bench import decoder_memory, decoding, shapes, small_llama
 from data.readers import read_dataset
 from model.weights import load_model
-from reader import Reader
+from answering.reader import Reader
 
 
 def test_a_small_llama_reads_and_is_asked_in_its_format(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import infer
 from prompt.display import Style
 from prompt.documents import DocumentSession
-from reader import Reader
+from answering.reader import Reader
 from retrieval.collection import open_collection
 from serving.documents import Documents
 from tests.live_server import GatedReader, Process, live

@@ -7,7 +7,7 @@ import pytest
 import infer
 import train
 from model.weights import load_model
-from reader import Reader
+from answering.reader import Reader
 from tests.tiny_families import FAMILIES, make_family_folder
 from tests.tiny_run import arguments, paragraph, write_squad
 

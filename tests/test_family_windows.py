@@ -16,7 +16,7 @@ from data.examples import Answer, Example
 from data.readers import read_dataset
 from data.tokenizer import load_tokenizer, pair_layout, save_tokenizer
 from data.windows import WindowSet, WindowSettings, encode, trim_offsets
-from reader import Reader, ReaderSettings
+from answering.reader import Reader, ReaderSettings
 from tests.tiny_families import FAMILIES, ROBERTA_SPECIALS, byte_pairs, make_family_folder, run_reference
 from tests.tiny_model import SAMPLE
 from tests.ugly_text import ugly_texts

@@ -11,7 +11,7 @@ from common.errors import InputError
 from model.fusion import add_fusion, fusion_parameters, load_fusion, save_fusion, tune_fusion
 from model.lora import LoraConfig, adapter_names, add_lora, remove_adapter, set_adapter, switch_of
 from model.merging import merge, merged_model
-from reader import Reader
+from answering.reader import Reader
 from tests.test_bert import ragged_batch
 from tests.test_lora import KINDS, adapted, check_rows_alone, logits, randomise, tiny
 from tests.tiny_run import Nursery, arguments

@@ -12,7 +12,7 @@ from model.precision import choose_precision, make_scaler
 from model.quant import FourBit, dense_weight
 from model.tune import tune_lora
 from model.weights import load_model
-from reader import Reader
+from answering.reader import Reader
 from tests.test_lora import randomise
 from tests.tiny_model import sample_texts
 from training.optimizer import make_optimizer

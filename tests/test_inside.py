@@ -15,7 +15,7 @@ from inside.trace import trace
 from inside.why import why
 from model.prompts import add_prompt
 from model.quant import multiply_in_int8
-from reader import Reader
+from answering.reader import Reader
 from tests.copy_model import CONTEXT, COPY, MARKING, QUESTION, copy_reader
 
 LONG = "ada lima cleo oslo dan paris ada rome lima dan cleo oslo paris bob rome ada lima"

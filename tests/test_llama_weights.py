@@ -13,7 +13,7 @@ from model.merging import merge, merged_model, unmerge
 from model.quant import FourBit, FourBitLinear, quantise
 from model.tune import tune_lora
 from model.weights import load_model, save_weights
-from reader import Reader
+from answering.reader import Reader
 from tests.test_llama import KINDS, ids, make, twin
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")

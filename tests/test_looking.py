@@ -12,7 +12,7 @@ from prompt.display import Style
 from prompt.looking import Looking
 from prompt.pictures import heat_line
 from prompt.session import COMMANDS, Session
-from reader import Reader
+from answering.reader import Reader
 from tests.copy_model import CONTEXT, QUESTION, copy_reader
 
 NAMES = ("/why", "/lens", "/attn", "/heads", "/ablate", "/tokens", "/windows", "/saliency", "/patch", "/diff", "/trace")

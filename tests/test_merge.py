@@ -8,7 +8,7 @@ import torch
 import merge
 import train
 from model.quant import FourBitLinear, dense_weight
-from reader import Reader
+from answering.reader import Reader
 from tests.test_bert import reference_model
 from tests.test_lora import logits
 from tests.tiny_run import arguments

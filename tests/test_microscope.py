@@ -22,7 +22,7 @@ from model.nf4 import dequantise_nf4, quantise_nf4
 from model.pruning import shape_of
 from model.quant import FourBit, dense_weight, quantise
 from model.weights import load_model
-from reader import Reader
+from answering.reader import Reader
 from tests.copy_model import copy_reader
 from tests.tiny_run import arguments, write_squad
 

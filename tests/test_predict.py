@@ -204,7 +204,7 @@ def test_predict_refuses_and_writes_nothing(run, tmp_path, content, flags, sente
 
 
 def test_ctrl_c_while_answering_a_file(run, tmp_path, monkeypatch):
-    from reader import Reader
+    from answering.reader import Reader
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -69,7 +69,7 @@ def test_readme_infer_commands_parse():
 def test_readme_tree_names_every_file_and_no_other():
     tree = README[README.index("## What is where") : README.index("Start reading with")]
     for name in re.findall(r"[a-z]+(?:/[a-z_]+)*(?:\.py|/)", tree):
-        places = [ROOT / name, *(ROOT / folder / name for folder in ("data", "training"))]
+        places = [ROOT / name, *(ROOT / folder / name for folder in ("data", "training", "inside"))]
         assert any(place.exists() for place in places), name
     for path in SOURCES:
         named = str(path) in tree or path.name in tree or any(f"{p}/ " in tree for p in path.parts[:-1])

@@ -15,7 +15,7 @@ from model.quant import (
     QUANTS, FourBit, FourBitLinear, Int8Linear, bitsandbytes_layers, dense_weight, quantise, weight_bytes,
 )
 from model.weights import load_model
-from reader import Reader, ReaderSettings
+from answering.reader import Reader, ReaderSettings
 from tests.test_bert import VOCABULARY, ragged_batch, scalar_loss
 from tests.test_lora import dense_twin, logits, randomise
 from tests.tiny_model import make_folder, make_model

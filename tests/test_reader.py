@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-import spans
+from answering import spans
 from common.errors import InputError
 from data.decode import DecodeSettings
 from data.examples import Example
 from data.readers import read_dataset
 from data.windows import WindowSet, WindowSettings
-from reader import Reader, ReaderSettings, default_settings
+from answering.reader import Reader, ReaderSettings, default_settings
 from tests.tiny_model import SAMPLE, make_folder, make_model, make_tokenizer
 from tests.ugly_text import ugly_texts
 

@@ -5,8 +5,8 @@ import pytest
 from data.examples import Example
 from data.windows import WindowSettings
 from prompt.answers import describe
-from reader import Reader, ReaderSettings, run_steps
-from spans import SpanReading
+from answering.reader import Reader, ReaderSettings, run_steps
+from answering.spans import SpanReading
 from tests.tiny_adapters import make_adapters
 
 SENTENCE = "The old mill of Riga was built by Ada Stone in 1807 beside the river. "

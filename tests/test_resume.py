@@ -142,7 +142,7 @@ MOMENTS = [
     *(("os", "rename", n) for n in (1, 2, 4, 6)),  # between the renames of best/ and of checkpoints
     *(("os", "replace", n) for n in (1, 2, 9)),  # config.json; a settings file within a folder
     ("shutil", "rmtree", 8),
-    ("reader", "best_spans", 3),  # in the midst of an evaluation
+    ("answering.spans", "best_spans", 3),  # in the midst of an evaluation
     ("training.setup", "write_atomic", 2),  # from here on in the finish: the prediction files,
     ("training.setup", "latency", 1),
     ("training.setup", "parameter_counts", 2),  # and after model/, before metrics.json

@@ -12,7 +12,7 @@ from common.errors import InputError
 from data.decode import Prediction, Span
 from model.source import resolve_model
 from model.weights import load_model
-from reader import Reader
+from answering.reader import Reader
 from retrieval.collection import open_collection, rank_answers
 from retrieval.files import html_document, read_folder
 from retrieval.passages import PASSAGE_CHARACTERS, passages_of

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from common.options import parse
-from reader import Reader
+from answering.reader import Reader
 from tests.tiny_model import make_model
 from training.options import TRAIN_OPTIONS
 from training.optimizer import learning_rate, make_optimizer

@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import InputError
 from data.windows import WindowSettings
-from reader import Reader, ReaderSettings
+from answering.reader import Reader, ReaderSettings
 from serving.chat import find_question
 from tests.live_server import live
 from tests.tiny_adapters import make_adapters

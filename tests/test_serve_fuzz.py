@@ -10,7 +10,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from data.windows import WindowSettings
-from reader import Reader, ReaderSettings
+from answering.reader import Reader, ReaderSettings
 from retrieval.collection import open_collection
 from serving.documents import Documents
 from tests.live_server import live

@@ -14,7 +14,7 @@ import pytest
 
 import serve
 from data.windows import WindowSettings
-from reader import Reader, ReaderSettings
+from answering.reader import Reader, ReaderSettings
 from tests.live_server import ROOT, GatedReader, Process, live
 
 SENTENCE = "The old mill of Riga was built by Ada Stone in 1807 beside the river. "

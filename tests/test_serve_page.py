@@ -5,7 +5,7 @@ import re
 import pytest
 
 from data.windows import WindowSettings
-from reader import Reader, ReaderSettings
+from answering.reader import Reader, ReaderSettings
 from tests.browser import browser
 from tests.live_server import GatedReader, live
 from tests.tiny_adapters import make_adapters

@@ -6,7 +6,7 @@ import pytest
 
 from data.examples import Example
 from data.windows import WindowSettings
-from reader import Reader, ReaderSettings
+from answering.reader import Reader, ReaderSettings
 from serving.queue import AnswerQueue, Busy, Question
 from tests.live_server import GatedReader
 from tests.tiny_adapters import make_adapters

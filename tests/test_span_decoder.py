@@ -10,7 +10,7 @@ import infer
 import train
 from model.llama import LlamaConfig
 from model.llama_span import LlamaForQuestionAnswering
-from reader import Reader
+from answering.reader import Reader
 from tests.tiny_decoder import TINY, make_folder
 from tests.tiny_run import arguments, examples, write_squad
 

@@ -9,8 +9,8 @@ import torch
 from data.chat import FORMATS
 from data.examples import Example
 from data.prompts import PromptSet, PromptSettings
-from reader import Reader, run_steps
-from settings import Decoding, SpeakerSettings
+from answering.reader import Reader, run_steps
+from answering.settings import Decoding, SpeakerSettings
 from tests.tiny_decoder import make_model, make_tokenizer
 from tests.tiny_run import examples
 

@@ -7,7 +7,7 @@ import torch
 
 from common.errors import InputError
 from data.windows import WindowSet, WindowSettings
-from reader import Reader, ReaderSettings
+from answering.reader import Reader, ReaderSettings
 from tests.tiny_run import WINDOW, examples
 from training.optimizer import make_optimizer
 from model.precision import choose_device, choose_precision, make_scaler

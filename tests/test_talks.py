@@ -9,7 +9,7 @@ import pytest
 
 import infer
 import train
-from reader import Reader
+from answering.reader import Reader
 from common.errors import InputError
 from data.chat import FORMATS, encode_chat
 from data.prompts import IGNORED, PromptSettings, TalkSet

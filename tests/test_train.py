@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import train
 from data.windows import WindowSet
-from reader import Reader
+from answering.reader import Reader
 from tests.tiny_model import make_folder
 from tests.tiny_run import ROOT, arguments, paragraph, read_log, squad, write_squad
 from training.state import complete_checkpoints

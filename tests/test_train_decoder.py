@@ -13,7 +13,7 @@ import merge
 import train
 from data.chat import FORMATS, encode_chat, modelfile
 from data.prompts import PromptSettings
-from reader import Reader
+from answering.reader import Reader
 from tests.tiny_decoder import make_folder, make_tokenizer
 from tests.tiny_run import Nursery, arguments, read_log, write_squad
 

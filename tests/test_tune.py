@@ -10,7 +10,7 @@ import infer
 import train
 from model.lora import LoraConfig, adapter_names
 from model.tune import tune_bitfit, tune_full, tune_head, tune_lora
-from reader import Reader
+from answering.reader import Reader
 from tests.test_bert import VOCABULARY
 from tests.tiny_model import make_model
 from tests.tiny_run import Nursery, arguments

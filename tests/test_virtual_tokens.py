@@ -11,7 +11,7 @@ import merge
 import train
 from common.errors import InputError
 from model.prompts import PromptedBert, add_prompt, room, tune_prompt
-from reader import Reader
+from answering.reader import Reader
 from tests.test_bert import VOCABULARY, ragged_batch, reference_model
 from tests.test_lora import logits
 from tests.tiny_model import make_model

@@ -18,7 +18,7 @@ from inside.explain import explain
 from inside.lens import lens
 from inside.page import page
 from inside.saliency import saliency
-from reader import Reader
+from answering.reader import Reader
 from tests.copy_model import CONTEXT, QUESTION, copy_reader
 
 TEXT = "این برج </script><img src=x onerror=alert(1)> در سال ۱۸۸۹ <!-- ساخته شد \u2028 و نام آن می\u200cماند. 🙂 آری."

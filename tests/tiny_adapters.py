@@ -3,7 +3,7 @@
 import json
 
 from model.lora import LoraConfig, add_lora
-from reader import Reader
+from answering.reader import Reader
 from tests.test_lora import randomise
 
 PLACES = ("wiki", "reviews/model")  # the second is called `reviews`, after its run

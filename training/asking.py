@@ -9,9 +9,9 @@ from data.readers import read_dataset
 from data.windows import WindowSettings
 from model.llama import LlamaConfig
 from model.weights import read_config
-from reader import base_folder, open_tokenizer, settled
-from settings import ReaderSettings, SpeakerSettings, stored_settings
-from speaker import SpokenAnswers
+from answering.reader import base_folder, open_tokenizer, settled
+from answering.settings import ReaderSettings, SpeakerSettings, stored_settings
+from answering.speaker import SpokenAnswers
 from training.run import asked
 
 FOR_DECODERS = ("chat_format", "template", "no_answer_phrase", "shots", "print_prompt")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from common.spill import Spill
 from data.documents import counted
 from metrics import best_threshold, evaluate_v1, evaluate_v2, question_scores, split_halves, text_scores
-from training.answering import predict_together
+from training.together import predict_together
 from training.distributed import Ranks
 
 PREDICTION_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json")

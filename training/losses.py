@@ -4,7 +4,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import read_bytes, write_atomic
-from settings import ReaderSettings
+from answering.settings import ReaderSettings
 
 RECORD = np.dtype([("step", "<u4"), ("epoch", "<u4"), ("example", "<u4"), ("loss", "<f4")])  # 16 bytes a window
 

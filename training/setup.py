@@ -9,7 +9,7 @@ import torch
 from common.files import read_bytes, read_json, write_atomic, write_folder, write_json, write_pairs
 from model.adapters import is_adapter
 from model.fusion import is_fusion
-from reader import Reader
+from answering.reader import Reader
 from training.evaluate import PREDICTION_FILES, prediction_files
 from training.asking import settings_for
 from training.measure import latency, parameter_counts, parameter_groups, peak_memory_bytes

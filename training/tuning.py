@@ -10,7 +10,7 @@ from model.llama import LlamaConfig
 from model.prompts import has_prompt, tune_prompt
 from model.quant import FourBitLinear
 from model.tune import tune_bitfit, tune_full, tune_head, tune_lora
-from settings import stored_settings
+from answering.settings import stored_settings
 from training.run import asked
 
 

@@ -22,9 +22,9 @@ from model.prompts import has_prompt, is_prompt, load_prompt, room, save_prompt
 from model.precision import choose_device, choose_precision
 from model.source import resolve_model
 from model.weights import load_model, read_config, save_weights, stored_quant
-from settings import ReaderSettings, SpeakerSettings, default_settings, stored_settings
-from spans import SpanReading, decoder_layout
-from speaker import SpokenAnswers
+from answering.settings import ReaderSettings, SpeakerSettings, default_settings, stored_settings
+from answering.spans import SpanReading, decoder_layout
+from answering.speaker import SpokenAnswers
 
 
 def described_base(folder):

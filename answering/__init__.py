@@ -1,0 +1,1 @@
+"""Models that answer: question and text in, exact spans out."""
