@@ -172,6 +172,7 @@ def main(argv=None):
     parser.add_argument("--queue", type=int, default=64)
     parser.add_argument("--precision", default="auto")
     options = parser.parse_args(argv)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped then too
     try:
         if not 0 < options.seconds <= MAX_SECONDS:
             raise InputError(f"--seconds: expected more than 0 and at most {MAX_SECONDS}")
@@ -189,6 +190,8 @@ def main(argv=None):
     except InputError as error:
         print(f"bench.load: {error}", file=sys.stderr)
         return 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -35,10 +35,11 @@ class Embedder:
 
     def __init__(self, reader):
         self.reader = reader
+        self.length = min(LENGTH, reader.model.config.max_position_embeddings)
         self.cls_id, self.sep_id, self.pad_id = map(reader.tokenizer.token_to_id, ("[CLS]", "[SEP]", "[PAD]"))
 
     def __call__(self, texts, progress=None):
-        ids = [ids[: LENGTH - 2] for ids, _ in encode(self.reader.tokenizer, texts)]
+        ids = [ids[: self.length - 2] for ids, _ in encode(self.reader.tokenizer, texts)]
         lengths = np.array([len(one) + 2 for one in ids])
         vectors = [None] * len(texts)
         for batch in split_by_tokens(lengths, np.arange(len(texts)), TOKENS_PER_BATCH):

@@ -66,6 +66,15 @@ def test_readme_infer_commands_parse():
         parse("infer.py", "", INFER_OPTIONS, arguments)
 
 
+def test_readme_serve_commands_parse():
+    from serving.options import SERVE_OPTIONS
+
+    commands = readme_commands("serve.py")
+    assert len(commands) >= 1
+    for arguments in commands:
+        parse("serve.py", "", SERVE_OPTIONS, arguments)
+
+
 def test_readme_tree_names_every_file_and_no_other():
     tree = README[README.index("## What is where") : README.index("Start reading with")]
     for name in re.findall(r"[a-z]+(?:/[a-z_]+)*(?:\.py|/)", tree):

@@ -1,0 +1,50 @@
+"""python -m bench.open and bench.load, small: they run to the end, and their numbers are those of what they measure."""
+
+import json
+import re
+
+from bench import load, open as bench_open
+from data.readers import read_dataset
+from retrieval.ranking import Bm25, ranks
+from tests.tiny_model import SAMPLE
+from tests.tiny_run import write_squad
+
+
+def test_open_counts_what_is_found_and_answered(tiny_folder, tmp_path, capsys):
+    data = write_squad(tmp_path / "data.json", range(7), with_null=True)
+    argv = [str(data), "--model", str(tiny_folder), "--precision", "fp32", "--questions", "3", "--passages", "2"]
+    assert bench_open.main([*argv, "--rank-weight", "0", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "7 passages, 7 questions, 3 of them answered"  # those without an answer have no paragraph to find
+    assert [line.split(":")[0] for line in lines if "recall" in line] == ["both", "bm25", "vectors"]
+    assert sum("  rank weight" in line for line in lines) == 6
+    examples = [example for example in read_dataset([data]).examples if example.answers]
+    ranker = Bm25([example.context for example in examples])
+    found = sum(ranks(ranker.scores(e.question))[number] <= 5 for number, e in enumerate(examples))
+    assert f"recall@5 {100 * found / 7:.2f}" in next(line for line in lines if line.startswith("bm25"))
+
+
+def test_open_refuses_what_it_cannot_read(tmp_path, capsys):
+    assert bench_open.main([str(tmp_path / "none.json"), "--model", "x"]) == 2
+    assert capsys.readouterr().err.startswith("bench.open: ")
+
+
+def test_load_sheds_what_is_too_much_and_answers_the_rest_rightly(tiny_folder, capsys):
+    argv = ["--model", str(tiny_folder), "--data", str(SAMPLE / "dev.json"), "--questions", "9", "--precision", "fp32"]
+    assert load.main([*argv, "--seconds", "3", "--warm-seconds", "1", "--queue", "5", "--clients", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1]) == {"faults": 0, "server_exit_code": 0}
+    outcomes = dict(re.findall(r"'(\w+)': (\d+)", lines[1]))
+    assert int(outcomes["answered"]) > 0 and set(outcomes) <= {"answered", "refused"}
+    assert lines[3].startswith("memory: ")
+
+
+def test_load_knows_a_wrong_answer():
+    expected = [(3, 7), (9, 12), (20, 21)], [0.5, 0.49, 0.01]
+    assert load.is_right({"start": 3, "end": 7}, expected) and load.is_right({"start": 9, "end": 12}, expected)
+    assert not load.is_right({"start": 20, "end": 21}, expected) and not load.is_right({"start": 3, "end": 8}, expected)
+
+
+def test_load_is_bounded(capsys):
+    assert load.main(["--model", "x", "--seconds", "99999"]) == 2
+    assert "at most 3600" in capsys.readouterr().err
