@@ -16,6 +16,7 @@ from model.merging import merge, merged_model, unmerge
 from model.quant import FourBit, quantise
 from model.source import resolve_model
 from model.weights import load_model, save_weights
+from pipeline import QuestionAnsweringPipeline, pipeline
 from reader import Reader, ReaderSettings
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "LlamaForCausalLM",
     "LoraConfig",
     "Prediction",
+    "QuestionAnsweringPipeline",
     "Reader",
     "ReaderSettings",
     "Span",
@@ -45,6 +47,7 @@ __all__ = [
     "load_tokenizer",
     "merge",
     "merged_model",
+    "pipeline",
     "quantise",
     "read_dataset",
     "remove_adapter",

@@ -195,11 +195,12 @@ class WindowSet:
     SQuAD v1.1, as in both references); NO_LABEL where a question has fewer references.
 
     references: label "all", or only the "first", which is all that the reference implementations look at. with_words:
-    let `words` tell which tokens are of one word.
+    let `words` tell which tokens are of one word. question_limit: tokens of a question, instead of the settings' rule.
     """
 
     def __init__(
         self, examples, tokenizer, settings, *, with_labels=False, references="all", progress=None, with_words=False,
+        question_limit=None,
     ):
         self.layout = pair_layout(tokenizer)
         settings.check(self.layout.specials)
@@ -211,7 +212,7 @@ class WindowSet:
         self.context_number = np.array([numbers[example.context] for example in examples], np.int32)
         self.contexts = TextPool(tokenizer, contexts, progress, trim=True, with_words=with_words)
         self.questions = TextPool(tokenizer, [example.question for example in examples], progress)
-        self.question_limit = limit = settings.longest_question(self.layout.specials)
+        self.question_limit = limit = question_limit or settings.longest_question(self.layout.specials)
         self.question_lengths = np.minimum(np.diff(self.questions.bounds), limit)
         self.cut_questions = int((np.diff(self.questions.bounds) > limit).sum())
         self.unlabelled = []  # examples whose answer no token touches: nothing to learn from
