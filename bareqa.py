@@ -18,6 +18,7 @@ from model.merging import merge, merged_model, unmerge
 from model.quant import FourBit, quantise
 from model.source import resolve_model
 from model.weights import load_model, save_weights
+from answering.pipeline import QuestionAnsweringPipeline, pipeline
 from answering.reader import Reader
 from answering.settings import Decoding, ReaderSettings, SpeakerSettings
 
@@ -37,6 +38,7 @@ __all__ = [
     "LoraConfig",
     "Prediction",
     "PromptSettings",
+    "QuestionAnsweringPipeline",
     "Reader",
     "ReaderSettings",
     "Span",
@@ -52,6 +54,7 @@ __all__ = [
     "load_tokenizer",
     "merge",
     "merged_model",
+    "pipeline",
     "quantise",
     "read_dataset",
     "remove_adapter",

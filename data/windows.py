@@ -240,21 +240,21 @@ class WindowSet:
 
     references: label "all", or only the "first", which is all that the reference implementations look at. layout: the
     special tokens, a PairLayout; unset: those of the tokenizer. with_words: let `words` tell which tokens are of one
-    word. question_limit: tokens that longer questions are cut to.
+    word. question_limit: tokens that longer questions are cut to; unset: by the settings' rule.
     """
 
     left_out = "no token touches their answer"
 
     def __init__(
         self, examples, tokenizer, settings, *, with_labels=False, references="all", layout=None, progress=None,
-        with_words=False,
+        with_words=False, question_limit=None,
     ):
         self.layout = layout or pair_layout(tokenizer)
         settings.check(self.layout.specials)
         assert references in REFERENCES
         self.labelled_references = 0 if not with_labels else 1 if references == "first" else None  # None: no limit
         self.examples, self.settings = examples, settings
-        self.question_limit = settings.longest_question(self.layout.specials)
+        self.question_limit = question_limit or settings.longest_question(self.layout.specials)
         self.texts = QuestionTexts(
             examples, tokenizer, self.question_limit, progress, trim=True, with_words=with_words
         )
