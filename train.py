@@ -96,7 +96,7 @@ def train_in(run, options, ranks):
     with tqdm(total=2 * len(train_set.examples), desc="tokenising", unit=" texts", leave=False, disable=None) as bar:
         windows = WindowSet(
             train_set.examples, reader.tokenizer, reader.settings.windows, with_labels=True,
-            references=options.references, progress=bar,
+            references=options.references, progress=bar, on_disk=True,
         )
     if len(windows) == 0:
         raise InputError(f"{files[0][0]}: gives no window to train on: its contexts or answers hold no readable words")
@@ -111,6 +111,7 @@ def train_in(run, options, ranks):
     notices = ranks.once(write_or_compare, run, description)
     ranks.require_seen(run.config)
     print_setup(reader, source, train_set, dev_set, windows, precision, notices)
+    train_set.examples.clear()  # what is learned stands in `windows`, on the disk
 
     scaler = make_scaler(device, precision)
     state = LoopState()

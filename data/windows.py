@@ -4,16 +4,19 @@ A context longer than a window is cut into overlapping slices. With the defaults
 and a question of 14 tokens a slice holds 384 - 14 - 3 = 367, and a new one starts every 367 - 128 = 239
 tokens: a context of 1,000 tokens makes slices 0-367, 239-606, 478-845, 717-1000.
 
-Everything is kept in flat numpy arrays, contexts once however many questions ask about them: 88,000
-windows of SQuAD take some 60 MB, and a batch of tensors is cut from them when it is needed.
+Everything is kept in flat numpy arrays, contexts once however many questions ask about them, and a batch of tensors is
+cut from them when it is needed. For training the tokens stand in a temporary file: what is left in memory is some 40
+bytes a window, however long the texts are.
 """
 
 import re
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
 
 from common.errors import InputError
+from common.spill import ArrayFile
 
 TOKENIZER_BATCH = 512  # texts handed to the tokenizer at once: enough to use every core
 PIECE_CHARACTERS = 200_000  # a book is tokenised in pieces of about this size, so that memory stays bounded
@@ -78,11 +81,13 @@ class WindowSettings:
 class TextPool:
     """Tokenised texts, end to end in two arrays: ids (N,) and offsets (N, 2), int32.
 
-    Text i has tokens bounds[i] to bounds[i + 1]; offsets are code points of that text.
+    Text i has tokens bounds[i] to bounds[i + 1]; offsets are code points of that text. on_disk: the arrays are
+    ArrayFiles, of which slices can be read.
     """
 
-    def __init__(self, tokenizer, texts, progress=None):
-        ids, offsets, lengths = [], [], []
+    def __init__(self, tokenizer, texts, progress=None, on_disk=False):
+        ids, offsets = (ArrayFile(np.int32), ArrayFile(np.int32, (2,))) if on_disk else ([], [])
+        lengths = array("q")
         for first in range(0, len(texts), TOKENIZER_BATCH):
             batch = texts[first : first + TOKENIZER_BATCH]
             for text_ids, text_offsets in encode(tokenizer, batch):
@@ -91,9 +96,11 @@ class TextPool:
                 lengths.append(len(text_ids))
             if progress is not None:
                 progress.update(len(batch))
-        self.ids = np.concatenate(ids) if ids else np.zeros(0, np.int32)
-        self.offsets = np.concatenate(offsets) if offsets else np.zeros((0, 2), np.int32)
-        self.bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        if not on_disk:
+            ids = np.concatenate(ids) if ids else np.zeros(0, np.int32)
+            offsets = np.concatenate(offsets) if offsets else np.zeros((0, 2), np.int32)
+        self.ids, self.offsets = ids, offsets
+        self.bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
 
 
 def split_long(text):
@@ -154,10 +161,13 @@ class WindowSet:
     the slice does not hold the whole answer or there is none (Devlin et al. 2018, section 4.3; also for
     SQuAD v1.1, as in both references); NO_LABEL where a question has fewer references.
 
-    references: label "all", or only the "first", which is all that the reference implementations look at.
+    references: label "all", or only the "first", which is all that the reference implementations look at. on_disk: keep
+    tokens in a temporary file; `examples` may then be emptied.
     """
 
-    def __init__(self, examples, tokenizer, settings, *, with_labels=False, references="all", progress=None):
+    def __init__(
+        self, examples, tokenizer, settings, *, with_labels=False, references="all", progress=None, on_disk=False
+    ):
         settings.check()
         assert references in REFERENCES
         self.labelled_references = 0 if not with_labels else 1 if references == "first" else None  # None: no limit
@@ -166,22 +176,22 @@ class WindowSet:
         contexts = list(dict.fromkeys(example.context for example in examples))
         numbers = {context: number for number, context in enumerate(contexts)}
         self.context_number = np.array([numbers[example.context] for example in examples], np.int32)
-        self.contexts = TextPool(tokenizer, contexts, progress)
-        self.questions = TextPool(tokenizer, [example.question for example in examples], progress)
+        self.contexts = TextPool(tokenizer, contexts, progress, on_disk)
+        self.questions = TextPool(tokenizer, [example.question for example in examples], progress, on_disk)
         limit = settings.question_limit
         self.question_lengths = np.minimum(np.diff(self.questions.bounds), limit)
         self.cut_questions = int((np.diff(self.questions.bounds) > limit).sum())
         self.unlabelled = []  # examples whose answer no token touches: nothing to learn from
-        rows, labels = [], []
+        rows, labels, counts = array("i"), array("i"), array("i")  # of Python's own numbers each would be 28 bytes
         for number in range(len(examples)):
             for row, spans in self._example_rows(number):
-                rows.append(row)
-                labels.append(spans)
+                rows.extend(row)
+                counts.append(len(spans))
+                labels.extend(place for span in spans for place in span)
         self.example, self.start, self.stop = np.array(rows, np.int32).reshape(-1, 3).T
-        R = max(map(len, labels), default=1)
-        self.label = np.full((len(rows), R, 2), NO_LABEL, np.int32)
-        for window, spans in enumerate(labels):
-            self.label[window, : len(spans)] = spans
+        counts = np.array(counts, np.int32)
+        self.label = np.full((len(counts), max(counts, default=1), 2), NO_LABEL, np.int32)
+        self.label[np.arange(self.label.shape[1]) < counts[:, None]] = np.array(labels, np.int32).reshape(-1, 2)
         self.length = self.stop - self.start + self.question_lengths[self.example].astype(np.int32) + 3
 
     def __len__(self):

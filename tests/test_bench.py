@@ -90,3 +90,26 @@ def test_methods_are_trained_chosen_and_scored(tmp_path, monkeypatch, capsys, ti
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")}
     assert methods.main(argv) == 0  # nothing is trained twice
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")} == stamps
+
+
+def test_growth_runs_both_curves(tmp_path, tiny_folder, capsys):
+    from bench import growth
+
+    argv = ["--sizes", "9", "31", "--steps", "7", "--batch-size", "3", "--model", tiny_folder, "--json", tmp_path / "rows.json"]
+    argv[-3] = str(tiny_folder)
+    assert growth.main([str(item) for item in argv]) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["windows"] for row in rows["training"]] == [row["windows"] for row in rows["answering"]] == [9, 31]
+    assert all(row["peak_bytes"] > 10_000_000 for curve in rows.values() for row in curve)
+    shown = capsys.readouterr().out
+    assert "| training | 31 |" in shown and "| answering | 31 |" in shown
+
+
+def test_growth_writes_answers_where_they_stand(tmp_path):
+    from bench.growth import write_questions
+    from data.readers import read_dataset
+
+    write_questions(tmp_path / "data.json", 5)
+    examples = read_dataset(tmp_path / "data.json").examples
+    assert len({example.context for example in examples}) == 5
+    assert all(e.context[a.start : a.end] == a.text for e in examples for a in e.answers)

@@ -373,3 +373,19 @@ def test_texts_without_tokens(tokenizer):
     window_set = WindowSet(texts, tokenizer, WindowSettings(), with_labels=True)
     assert len(window_set) == 0 and window_set.label.shape == (0, 1, 2)
     assert len(WindowSet([], tokenizer, WindowSettings())) == 0
+
+
+def test_tokens_on_the_disk_give_the_same_windows(tiny_folder):
+    from tests.tiny_run import examples as some_examples
+
+    questions = list(some_examples(range(13)))
+    tokenizer = load_tokenizer(tiny_folder)
+    kept, stored = (
+        WindowSet(list(questions), tokenizer, WindowSettings(64, overlap=20), with_labels=True, on_disk=on_disk)
+        for on_disk in (False, True)
+    )
+    stored.examples.clear()  # as training does
+    assert len(kept) == len(stored) > 20 and (kept.label == stored.label).all() and (kept.length == stored.length).all()
+    batches = [windows.fill(np.arange(len(kept))[::-2]) for windows in (kept, stored)]
+    assert all((batches[0][name] == batches[1][name]).all() for name in batches[0])
+    assert (kept.offsets(5) == stored.offsets(5)).all()
