@@ -130,6 +130,7 @@ def train_in(run, options, ranks):
     notices = ranks.once(write_or_compare, run, description)
     ranks.require_seen(run.config)
     print_setup(reader, source, train_set, dev_set, windows, precision, notices)
+    train_set.examples.clear()  # what is learned stands in `windows`, on the disk
 
     scaler = make_scaler(device, precision)
     state = LoopState()

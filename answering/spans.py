@@ -69,7 +69,7 @@ class SpanReading:
 
     def training_set(self, examples, settings, references="all", progress=None):
         """The same with labels."""
-        return self.windows(examples, settings, progress, with_labels=True, references=references)
+        return self.windows(examples, settings, progress, with_labels=True, references=references, on_disk=True)
 
     def steps(self, examples, settings, *, adapter, offer_null, tokens_per_batch):
         """A generator that answers, one forward pass a step; see Reader.steps."""

@@ -29,6 +29,11 @@ def trimmed(context, start, end):
     return (start, end) if start < end else None
 
 
+def talks(examples):
+    """Whether these are questions without texts; a file has one kind only."""
+    return bool(examples) and examples[0].context is None
+
+
 class SpokenAnswers:
     """The way of a decoder that says its answers. Settings are SpeakerSettings with a chat format."""
 
@@ -47,14 +52,14 @@ class SpokenAnswers:
 
     def windows(self, examples, settings, progress=None, **labels):
         """What a model reads of some examples, as a PromptSet, or of questions without texts as a TalkSet."""
-        talk = bool(examples) and examples[0].context is None
-        return (TalkSet if talk else PromptSet)(
+        return (TalkSet if talks(examples) else PromptSet)(
             examples, self.tokenizer, FORMATS[settings.chat], settings.prompts, pad=PAD, progress=progress, **labels
         )
 
     def training_set(self, examples, settings, references="all", progress=None):
         """The same with what is to be said after each."""
-        return self.windows(examples, settings, progress, with_labels=True, references=references)
+        place = {} if talks(examples) else {"on_disk": True}
+        return self.windows(examples, settings, progress, with_labels=True, references=references, **place)
 
     def steps(self, examples, settings, *, adapter, offer_null, tokens_per_batch):
         """A generator that answers, one batch a step; see Reader.steps.
@@ -63,7 +68,7 @@ class SpokenAnswers:
         null's likewise of the no-answer phrase, the least over the windows. Unbound there is one span and no null: the
         likeliest thing said that is not the phrase, placed where the text has it first, or nowhere (start -1).
         """
-        free = settings.decoding.way != "span" or bool(examples) and examples[0].context is None
+        free = settings.decoding.way != "span" or talks(examples)
         generator = torch.Generator(self.device).manual_seed(settings.decoding.seed)
         prompts = self.windows(examples, settings)
         firsts = np.searchsorted(prompts.example, np.arange(len(examples)))

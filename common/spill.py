@@ -1,8 +1,11 @@
-"""A long sequence that stands on the disk."""
+"""Long sequences that stand on the disk."""
 
+import os
 import pickle
 import tempfile
 from array import array
+
+import numpy as np
 
 
 class Spill:
@@ -36,3 +39,33 @@ class Spill:
     def __iter__(self):
         for place in range(len(self)):
             yield self[place]
+
+
+class ArrayFile:
+    """A numpy array of rows in a temporary file: rows are added at the end and read as slices.
+
+    Read, not mapped: pages of a mapped file count as memory of whoever touched them.
+    """
+
+    def __init__(self, dtype, row=()):
+        self._file = tempfile.TemporaryFile(buffering=0)
+        self._dtype, self._row = np.dtype(dtype), tuple(row)
+        self._row_bytes = self._dtype.itemsize * int(np.prod(row, dtype=int))
+        self._length = 0
+
+    def append(self, rows):
+        """Add the rows of an array."""
+        data = memoryview(np.asarray(rows, self._dtype).tobytes())
+        while data:
+            data = data[self._file.write(data) :]
+        self._length += len(rows)
+
+    def __len__(self):
+        return self._length
+
+    def __getitem__(self, span):
+        first, stop, step = span.indices(self._length)
+        assert step == 1
+        count = max(0, stop - first)
+        data = os.pread(self._file.fileno(), count * self._row_bytes, first * self._row_bytes) if count else b""
+        return np.frombuffer(data, self._dtype).reshape(count, *self._row)

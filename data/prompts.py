@@ -14,7 +14,8 @@ import numpy as np
 
 from common.errors import InputError
 from data.chat import Special, encode_chat, encode_pieces, encode_plain, pieces_of
-from data.windows import REFERENCES, QuestionTexts, label_tokens
+from data.texts import QuestionTexts
+from data.windows import REFERENCES, label_tokens
 
 SLOTS = ("{context}", "{question}")
 IGNORED = -1  # the label of a token that is not to be learned
@@ -94,18 +95,19 @@ class PromptSet:
     with the answer and its end), `answer` (W, 2): the run of the context's tokens to be said, counted in the context,
     or NOTHING for the no-answer phrase. A slice has a prompt for each different thing that its question's references
     want said there, and `share` (W,) is how many of them want it: two annotators say "in 1807" and one "1807", so
-    there are two prompts, of shares 2/3 and 1/3. references: label "all", or only the "first".
+    there are two prompts, of shares 2/3 and 1/3. references: label "all", or only the "first". on_disk: as of WindowSet.
     """
 
     left_out = "no token touches their answer, or it is longer than may be said"
 
     def __init__(
-        self, examples, tokenizer, chat, settings, *, with_labels=False, references="all", pad=0, progress=None
+        self, examples, tokenizer, chat, settings, *, with_labels=False, references="all", pad=0, progress=None,
+        on_disk=False,
     ):
         assert references in REFERENCES
         self.examples, self.settings, self.pad = examples, settings, pad
         self.layout = PromptLayout(tokenizer, chat, settings)
-        self.texts = QuestionTexts(examples, tokenizer, settings.max_question, progress)
+        self.texts = QuestionTexts(examples, tokenizer, settings.max_question, progress, on_disk=on_disk)
         self.cut_questions = self.texts.cut_questions
         self.unlabelled = []  # examples without an answer to learn
         self.labelled_references = 0 if not with_labels else 1 if references == "first" else None  # None: no limit

@@ -5,7 +5,7 @@ import re
 import time
 
 from data.examples import Example
-from data.windows import encode
+from data.texts import encode
 from prompt.display import one_line
 
 NOT_FOUND = "the model finds no answer in this text"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from data.batches import split_by_tokens
-from data.windows import encode
+from data.texts import encode
 from model.lora import switch_of
 from model.prompts import PromptedBert
 from model.precision import autocast

@@ -123,3 +123,26 @@ def test_what_is_shipped_is_rounded_and_its_threshold_is_its_own(tmp_path, place
     assert scores["f1"] == said["f1"] and (out / "README.md").read_text() == card
     assert ship.main([str(encoder), *argv[1:], "--out", str(tmp_path / "no")]) == 2
     assert "not an adapter" in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
+def test_growth_runs_both_curves(tmp_path, tiny_folder, capsys):
+    from bench import growth
+
+    argv = ["--sizes", "9", "31", "--steps", "7", "--batch-size", "3", "--model", tiny_folder, "--json", tmp_path / "rows.json"]
+    argv[-3] = str(tiny_folder)
+    assert growth.main([str(item) for item in argv]) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["windows"] for row in rows["training"]] == [row["windows"] for row in rows["answering"]] == [9, 31]
+    assert all(row["peak_bytes"] > 10_000_000 for curve in rows.values() for row in curve)
+    shown = capsys.readouterr().out
+    assert "| training | 31 |" in shown and "| answering | 31 |" in shown
+
+
+def test_growth_writes_answers_where_they_stand(tmp_path):
+    from bench.growth import write_questions
+    from data.readers import read_dataset
+
+    write_questions(tmp_path / "data.json", 5)
+    examples = read_dataset(tmp_path / "data.json").examples
+    assert len({example.context for example in examples}) == 5
+    assert all(e.context[a.start : a.end] == a.text for e in examples for a in e.answers)

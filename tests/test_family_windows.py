@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 
 from common.errors import InputError
-from data import windows
+from data import texts
 from data.decode import DecodeSettings
 from data.examples import Answer, Example
 from data.readers import read_dataset
 from data.tokenizer import load_tokenizer, pair_layout, save_tokenizer
-from data.windows import WindowSet, WindowSettings, encode, trim_offsets
+from data.texts import encode, trim_offsets
+from data.windows import WindowSet, WindowSettings
 from answering.reader import Reader, ReaderSettings
 from tests.tiny_families import FAMILIES, ROBERTA_SPECIALS, byte_pairs, make_family_folder, run_reference
 from tests.tiny_model import SAMPLE
@@ -131,7 +132,7 @@ def test_pieces_give_the_tokens_of_the_whole(tokenizers, family, text, size):
     tokenizer = tokenizers[family]
     (ids, offsets, words), = encode(tokenizer, [text], with_words=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(windows, "PIECE_CHARACTERS", size)
+        patch.setattr(texts, "PIECE_CHARACTERS", size)
         (ids_of_pieces, offsets_of_pieces, words_of_pieces), = encode(tokenizer, [text], with_words=True)
     assert ids.tolist() == ids_of_pieces.tolist()
     assert offsets.tolist() == offsets_of_pieces.tolist()

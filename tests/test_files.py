@@ -3,11 +3,12 @@
 import json
 import os
 
+import numpy as np
 import pytest
 
 from common.errors import InputError
 from common.files import parse_json, read_json, read_text, write_atomic, write_folder, write_json, write_pairs
-from common.spill import Spill
+from common.spill import ArrayFile, Spill
 
 
 def test_json_keeps_letters_and_escapes_lone_surrogates(tmp_path):
@@ -173,3 +174,14 @@ def test_a_spill_gives_back_what_it_was_given():
     assert [a == b for a, b in zip(spill, spill)] == [True] * 4  # two readers at once
     with pytest.raises(IndexError):
         spill[4]
+
+
+def test_rows_on_the_disk_are_read_as_slices():
+    rows = np.arange(46, dtype=np.int32).reshape(23, 2)
+    stored = ArrayFile(np.int32, (2,))
+    for part in (rows[:0], rows[:7], rows[7:8], rows[8:]):
+        stored.append(part)
+    assert len(stored) == 23
+    for first, stop in ((0, 23), (0, 0), (5, 5), (6, 9), (20, 99), (9, 6)):
+        found = stored[first:stop]
+        assert found.dtype == np.int32 and found.shape == rows[first:stop].shape and (found == rows[first:stop]).all()

@@ -237,7 +237,7 @@ def test_signals_at_chosen_moments(case, monkeypatch, capsys, target, number, st
     assert_as_whole(case, "signal")
 
 
-@pytest.mark.parametrize("target", ["data.windows.encode", "training.setup.latency"])
+@pytest.mark.parametrize("target", ["data.texts.encode", "training.setup.latency"])
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_outside_the_loop_end_in_a_sentence(case, monkeypatch, capsys, target, number, code):
     with monkeypatch.context() as patch:
@@ -245,7 +245,7 @@ def test_signals_outside_the_loop_end_in_a_sentence(case, monkeypatch, capsys, t
         assert train.main(case.argv("outside", max_steps=2)) == code
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1].startswith("train.py: stopped; a run that had begun goes on with")
-    if target == "data.windows.encode":
+    if target == "data.texts.encode":
         assert not (case.folder / "outside").exists()
     else:
         assert train.main(["--resume", "--out", str(case.folder / "outside")]) == 0

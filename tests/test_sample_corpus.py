@@ -10,7 +10,7 @@ import pytest
 from data.lint import lint
 from data.readers import read_dataset
 from data.tokenizer import load_tokenizer
-from data.windows import encode
+from data.texts import encode
 from metrics.squad import normalize_answer
 from model.source import resolve_model
 from tests.tiny_model import SAMPLE

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from data import windows
+from data import texts
 from data.examples import Answer, Example
 from data.readers import read_dataset
 from data.tokenizer import load_tokenizer
-from data.windows import GAP, NO_LABEL, SURROGATE, WindowSet, WindowSettings, encode, label_tokens, split_long
+from data.texts import GAP, SURROGATE, encode, split_long
+from data.windows import NO_LABEL, WindowSet, WindowSettings, label_tokens
 from model.source import resolve_model
 from tests.tiny_model import SAMPLE, make_tokenizer
 from tests.ugly_text import ugly_texts
@@ -342,7 +343,7 @@ def whole(tokenizer, text):
 @given(st.lists(ugly_texts, max_size=4), st.integers(1, 12))
 def test_pieces_give_the_tokens_of_the_whole(tokenizer, texts, size):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(windows, "PIECE_CHARACTERS", size)
+        patch.setattr(texts, "PIECE_CHARACTERS", size)
         found = list(encode(tokenizer, texts))
         for text in texts:
             pieces = list(split_long(text))
@@ -354,7 +355,7 @@ def test_pieces_give_the_tokens_of_the_whole(tokenizer, texts, size):
 
 @pytest.mark.parametrize("glue", ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x1f", "\x85", "\u200c", ""])
 def test_no_cut_where_the_tokenizer_sees_one_word(tokenizer, monkeypatch, glue):
-    monkeypatch.setattr(windows, "PIECE_CHARACTERS", 4)
+    monkeypatch.setattr(texts, "PIECE_CHARACTERS", 4)
     text = glue.join(["play", "ing", "play", "s"]) + "\xa0" + "word" * 3
     assert len(list(split_long(text))) == 2
     ids, offsets = next(encode(tokenizer, [text]))
@@ -363,7 +364,7 @@ def test_no_cut_where_the_tokenizer_sees_one_word(tokenizer, monkeypatch, glue):
 
 def test_a_book_is_tokenised_in_pieces(tokenizer, sample):
     book = "\n".join(dict.fromkeys(one.context for one in sample)) * 4
-    assert len(book) > 1.5 * windows.PIECE_CHARACTERS and len(list(split_long(book))) == 2
+    assert len(book) > 1.5 * texts.PIECE_CHARACTERS and len(list(split_long(book))) == 2
     ids, offsets = next(encode(tokenizer, [book]))
     assert (ids.tolist(), offsets.tolist()) == whole(tokenizer, book)
 
@@ -376,9 +377,25 @@ def test_texts_without_tokens(tokenizer):
 
 
 def test_an_endless_stretch_is_cut_where_there_is_no_gap(tokenizer, monkeypatch):
-    monkeypatch.setattr(windows, "PIECE_CHARACTERS", 8)
-    monkeypatch.setattr(windows, "LONGEST_STRETCH", 5)
+    monkeypatch.setattr(texts, "PIECE_CHARACTERS", 8)
+    monkeypatch.setattr(texts, "LONGEST_STRETCH", 5)
     text = "\u5317\u4eac" * 20 + " play"
     assert max(len(piece) for _, piece in split_long(text)) == 13
     ids, offsets = next(encode(tokenizer, [text]))
     assert (ids.tolist(), offsets.tolist()) == whole(tokenizer, text)
+
+
+def test_tokens_on_the_disk_give_the_same_windows(tiny_folder):
+    from tests.tiny_run import examples as some_examples
+
+    questions = list(some_examples(range(13)))
+    tokenizer = load_tokenizer(tiny_folder)
+    kept, stored = (
+        WindowSet(list(questions), tokenizer, WindowSettings(64, overlap=20), with_labels=True, on_disk=on_disk)
+        for on_disk in (False, True)
+    )
+    stored.examples.clear()  # as training does
+    assert len(kept) == len(stored) > 20 and (kept.label == stored.label).all() and (kept.length == stored.length).all()
+    batches = [windows.fill(np.arange(len(kept))[::-2]) for windows in (kept, stored)]
+    assert all((batches[0][name] == batches[1][name]).all() for name in batches[0])
+    assert (kept.offsets(5) == stored.offsets(5)).all()

@@ -50,7 +50,15 @@ def spread(model):
     # FSDP keeps the tensors of the first pass for all later ones; were that one an evaluation's, they could not learn
     with torch.no_grad():
         a_pass(model)
+    reshard(model)
     return model
+
+
+def reshard(model):
+    """Drop what a pass put together and kept: the outermost part's parameters, which are not what learns."""
+    for part in model.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def a_pass(model):
@@ -80,9 +88,7 @@ def whole(model, optimizer=None, *, everywhere, write_back=False):
     everywhere: whether this rank keeps them (it takes part in fetching them either way, and should look at none
     otherwise). write_back: afterwards take over what was put into parameters and moments meanwhile.
     """
-    for part in model.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()  # after a forward pass the outermost part stays together, and is not what is learned
+    reshard(model)
     split = list(sharded_parameters(model))
     kept = {parameter: dict(state) for parameter, state in moments_of(optimizer).items()}
     for module, name, parameter in split:
