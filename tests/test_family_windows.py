@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 
 from common.errors import InputError
-from data import texts
 from data.decode import DecodeSettings
 from data.examples import Answer, Example
 from data.readers import read_dataset
@@ -132,7 +131,7 @@ def test_pieces_give_the_tokens_of_the_whole(tokenizers, family, text, size):
     tokenizer = tokenizers[family]
     (ids, offsets, words), = encode(tokenizer, [text], with_words=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(texts, "PIECE_CHARACTERS", size)
+        patch.setattr("data.texts.PIECE_CHARACTERS", size)
         (ids_of_pieces, offsets_of_pieces, words_of_pieces), = encode(tokenizer, [text], with_words=True)
     assert ids.tolist() == ids_of_pieces.tolist()
     assert offsets.tolist() == offsets_of_pieces.tolist()

@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from data import texts
 from data.examples import Answer, Example
 from data.readers import read_dataset
 from data.tokenizer import load_tokenizer
-from data.texts import GAP, SURROGATE, encode, split_long
+from data.texts import GAP, PIECE_CHARACTERS, SURROGATE, encode, split_long
 from data.windows import NO_LABEL, WindowSet, WindowSettings, label_tokens
 from model.source import resolve_model
 from tests.tiny_model import SAMPLE, make_tokenizer
@@ -343,7 +342,7 @@ def whole(tokenizer, text):
 @given(st.lists(ugly_texts, max_size=4), st.integers(1, 12))
 def test_pieces_give_the_tokens_of_the_whole(tokenizer, texts, size):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(texts, "PIECE_CHARACTERS", size)
+        patch.setattr("data.texts.PIECE_CHARACTERS", size)
         found = list(encode(tokenizer, texts))
         for text in texts:
             pieces = list(split_long(text))
@@ -355,7 +354,7 @@ def test_pieces_give_the_tokens_of_the_whole(tokenizer, texts, size):
 
 @pytest.mark.parametrize("glue", ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x1f", "\x85", "\u200c", ""])
 def test_no_cut_where_the_tokenizer_sees_one_word(tokenizer, monkeypatch, glue):
-    monkeypatch.setattr(texts, "PIECE_CHARACTERS", 4)
+    monkeypatch.setattr("data.texts.PIECE_CHARACTERS", 4)
     text = glue.join(["play", "ing", "play", "s"]) + "\xa0" + "word" * 3
     assert len(list(split_long(text))) == 2
     ids, offsets = next(encode(tokenizer, [text]))
@@ -364,7 +363,7 @@ def test_no_cut_where_the_tokenizer_sees_one_word(tokenizer, monkeypatch, glue):
 
 def test_a_book_is_tokenised_in_pieces(tokenizer, sample):
     book = "\n".join(dict.fromkeys(one.context for one in sample)) * 4
-    assert len(book) > 1.5 * texts.PIECE_CHARACTERS and len(list(split_long(book))) == 2
+    assert len(book) > 1.5 * PIECE_CHARACTERS and len(list(split_long(book))) == 2
     ids, offsets = next(encode(tokenizer, [book]))
     assert (ids.tolist(), offsets.tolist()) == whole(tokenizer, book)
 
@@ -377,8 +376,8 @@ def test_texts_without_tokens(tokenizer):
 
 
 def test_an_endless_stretch_is_cut_where_there_is_no_gap(tokenizer, monkeypatch):
-    monkeypatch.setattr(texts, "PIECE_CHARACTERS", 8)
-    monkeypatch.setattr(texts, "LONGEST_STRETCH", 5)
+    monkeypatch.setattr("data.texts.PIECE_CHARACTERS", 8)
+    monkeypatch.setattr("data.texts.LONGEST_STRETCH", 5)
     text = "\u5317\u4eac" * 20 + " play"
     assert max(len(piece) for _, piece in split_long(text)) == 13
     ids, offsets = next(encode(tokenizer, [text]))
