@@ -95,8 +95,8 @@ def test_methods_are_trained_chosen_and_scored(tmp_path, monkeypatch, capsys, ti
 def test_growth_runs_both_curves(tmp_path, tiny_folder, capsys):
     from bench import growth
 
-    argv = ["--sizes", "9", "31", "--steps", "7", "--batch-size", "3", "--model", tiny_folder, "--json", tmp_path / "rows.json"]
-    argv[-3] = str(tiny_folder)
+    argv = ["--sizes", "9", "31", "--steps", "7", "--batch-size", "3", "--window-length", "120", "--model", tiny_folder,
+            "--json", tmp_path / "rows.json"]
     assert growth.main([str(item) for item in argv]) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [row["windows"] for row in rows["training"]] == [row["windows"] for row in rows["answering"]] == [9, 31]
