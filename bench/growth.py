@@ -80,7 +80,7 @@ def training_row(folder, data, options):
     out = folder / "run"
     seconds = run("train.py", [
         "--train", data, "--model", options.model, "--max-steps", options.steps, "--batch-size", options.batch_size, "--out", out,
-        "--save-every", options.steps, "--device", "cpu",
+        "--save-every", options.steps, "--device", "cpu", "--window-length", options.window_length,
     ])
     metrics = read_json(out / "metrics.json")
     steps = metrics["train_seconds"]
@@ -106,6 +106,7 @@ def parse(argv):
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of windows")
     parser.add_argument("--steps", type=int, default=200, help="steps at each size (default 200)")
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--window-length", type=int, default=384)
     parser.add_argument("--model", default="minilm", help="trained, and gives its tokenizer to both (default minilm)")
     parser.add_argument("--only", choices=("training", "answering"), help="one of the two curves")
     parser.add_argument("--json", type=Path, help="also write the rows there")

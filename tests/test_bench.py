@@ -128,8 +128,8 @@ def test_what_is_shipped_is_rounded_and_its_threshold_is_its_own(tmp_path, place
 def test_growth_runs_both_curves(tmp_path, tiny_folder, capsys):
     from bench import growth
 
-    argv = ["--sizes", "9", "31", "--steps", "7", "--batch-size", "3", "--model", tiny_folder, "--json", tmp_path / "rows.json"]
-    argv[-3] = str(tiny_folder)
+    argv = ["--sizes", "9", "31", "--steps", "7", "--batch-size", "3", "--window-length", "120", "--model", tiny_folder,
+            "--json", tmp_path / "rows.json"]
     assert growth.main([str(item) for item in argv]) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [row["windows"] for row in rows["training"]] == [row["windows"] for row in rows["answering"]] == [9, 31]
