@@ -9,7 +9,7 @@ and here, `build` writing the folder whose answers on the sample corpus are comm
 random numbers: no reader, but its numbers are as good as any):
 
     python -m bench.pipeline_golden build --out FOLDER
-    python -m bench.pipeline_golden compare --model FOLDER --golden squad.json
+    python -m bench.pipeline_golden compare --model FOLDER --data dev-v1.1.json --count 500 --golden squad.json
 """
 
 import argparse
@@ -72,7 +72,7 @@ def rows(answers):
     return [[answer["score"], answer["start"], answer["end"], answer["answer"]] for answer in answers]
 
 
-def differences(golden, ours, options):
+def differences(golden, ours):
     """[(id, theirs, ours)] where the first answers' texts differ, and the largest relative difference of scores."""
     different, worst = [], 0.0
     for name, theirs in golden.items():
@@ -120,7 +120,7 @@ def compare(options):
     qa = QuestionAnsweringPipeline(options.model, device="cpu")
     parts = cases(options.data, options.count)
     for (asked, _), ours, part in zip(parts, ask_all(qa, parts), golden["cases"], strict=True):
-        different, worst = differences(part["answers"], ours, asked)
+        different, worst = differences(part["answers"], ours)
         same = len(ours) - len(different)
         print(f"{asked or 'defaults'}: {same} of {len(ours)} answers the same, scores within {worst:.1e}")
         for name, theirs, mine in different:

@@ -50,7 +50,7 @@ def test_answers_are_those_of_transformers_4_57(minilm, number):
     golden = {name: part["answers"][name] for name, *_ in asked}
     assert len(golden) == (42 if number == 0 else 21)
     (ours,) = ask_all(minilm, [(options, asked)])
-    different, worst = differences(golden, ours, options)
+    different, worst = differences(golden, ours)
     assert len(different) <= 0.01 * len(golden), different
     assert all(name in DOCS.read_text(encoding="utf-8") for name, *_ in different)
     assert worst <= SCORE_TOLERANCE
