@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from common.options import Option
-from prompt.options import DOCUMENTS, INFER_OPTIONS, MODEL, WINDOWS
+from prompt.options import DOCUMENTS, INFER_OPTIONS, MODEL, PROMPTS, WINDOWS
 
 LISTENING, LIMITS = "Listening", "Limits"
-SHARED = [option for option in INFER_OPTIONS if option.group in (MODEL, DOCUMENTS, WINDOWS)]
+GROUPS = MODEL, DOCUMENTS, WINDOWS, PROMPTS
+SHARED = [option for option in INFER_OPTIONS if option.group in GROUPS and option.name != "chat"]
 
 SERVE_OPTIONS = (
     *(option for option in SHARED if option.group == MODEL),

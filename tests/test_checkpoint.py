@@ -232,7 +232,11 @@ def test_a_damaged_checkpoint_is_named(tmp_path, name, how):
     sentence = str(caught.value)
     assert str(path) in sentence and "\n" not in sentence and len(sentence) < 600
     assert sentence.startswith(f"{path}: this checkpoint is damaged (")
-    assert sentence.endswith("); remove its folder to go on from the one before")
+    assert sentence.endswith("); remove its folder to start over, as it is the only one")
+    sitting.save(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/step-00000001").rename(tmp_path / "step-00000000")
+    with pytest.raises(InputError, match=r"\); remove its folder to go on from the one before$"):
+        sitting.load(path)
 
 
 @pytest.mark.parametrize("change", [{"steps": 4}, {"step": "4"}, {"position": None}, {"evaluations": 3}])

@@ -14,8 +14,8 @@ from training.run import read_split
 ROOT = Path(__file__).parents[1]
 QUESTIONS = {
     "When did the observatory open?": "1931",
-    "Who paid for the telescope?": "Kell",
-    "How far away is the nearest village?": "kilomet",
+    "Who paid for the telescope?": "merchant",
+    "How far away is the nearest village?": None,  # the text does not say
 }
 
 
@@ -32,7 +32,8 @@ def test_infer_answers_by_it_where_nothing_else_was_trained(question, tmp_path, 
     monkeypatch.chdir(tmp_path)  # no runs/ here
     asked = ["--question", question, "--context-file", str(ROOT / "docs/example.txt"), "--json", "--device", "cpu"]
     assert infer.main(asked) == 0
-    assert QUESTIONS[question] in json.loads(capsys.readouterr().out)["answer"]
+    found, wanted = json.loads(capsys.readouterr().out)["answer"], QUESTIONS[question]
+    assert wanted in found if wanted else not found
 
 
 def test_it_reads_the_sample_corpus_far_better_than_nothing():

@@ -188,6 +188,9 @@ class Ranks:
             )
 
 
+LEFT = []  # process groups that are done with
+
+
 @contextlib.contextmanager
 def joined(environ, device="auto", shard=False):
     """A context with the Ranks that torchrun's variables in `environ` describe, connected.
@@ -206,6 +209,9 @@ def joined(environ, device="auto", shard=False):
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
     with contextlib.nullcontext() if ranks.first else quiet(), noticing_loss(ranks):
         yield ranks
+    # DDP would drop the last reference while holding the interpreter's lock, and wait for gloo's thread, which may want
+    # that lock to let go of a tensor. So one is kept until the process ends.
+    LEFT.append(dist.group.WORLD)
     dist.destroy_process_group()  # not after an error, where it could wait for those that are gone
 
 
