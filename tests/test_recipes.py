@@ -34,7 +34,7 @@ def test_the_published_runs_are_there():
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_it_trains_two_steps_at_toy_size(recipe, place, tmp_path, tiny_folder):
     wanted = {k: v for table in tomllib.loads(recipe.read_text(encoding="utf-8")).values() for k, v in table.items()}
-    llama = "llama" in wanted["model"].lower()
+    llama = "llama" in wanted.get("model", "").lower()
     # the data named in a recipe would be downloaded, and a flag cannot take a recipe's value away
     text = "\n".join(line for line in recipe.read_text(encoding="utf-8").splitlines() if not line.startswith("dataset"))
     (tmp_path / "recipe.toml").write_text(text, encoding="utf-8")
