@@ -158,15 +158,21 @@ def test_other_inputs_are_refused(qa, inputs, sentence):
         qa([{"question": "Who?"}])
 
 
-def test_a_model_without_a_head_and_other_tasks_are_refused(tiny_encoder_folder, tiny_folder):
+def test_a_model_without_a_head_and_other_tasks_are_refused(tiny_encoder_folder, tiny_folder, monkeypatch):
     with pytest.raises(InputError, match="no span head that was trained"):
         pipeline(model=str(tiny_encoder_folder))
     with pytest.raises(InputError, match="the task 'summarization' is not known here"):
         pipeline("summarization", model=str(tiny_folder))
+    monkeypatch.setattr("answering.pipeline.SHIPPED", Path("nowhere"))
     with pytest.raises(InputError, match="name a model"):
         pipeline()
     with pytest.raises(InputError, match="read with the tokenizer in its folder"):
         pipeline(model=str(tiny_folder), tokenizer="another")
+
+
+def test_without_a_model_it_is_the_adapter_that_ships():
+    found = pipeline("question-answering", device=-1)(question="When did it open?", context="The mill opened in 1807.")
+    assert found["answer"] == "1807" and found["score"] > 0.5
 
 
 def test_long_questions_are_cut_where_a_window_has_no_room(qa):
