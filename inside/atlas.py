@@ -44,7 +44,7 @@ def dataset_means(reader, examples, tokens_per_batch=TOKENS_PER_BATCH):
     windows = WindowSet(examples, reader.tokenizer, reader.settings.windows)
     means = Means(reader.model)
     reader.model.eval()
-    for batch in reader.batches(windows, tokens_per_batch):
+    for batch in reader.way.batches(windows, tokens_per_batch):
         tensors = to_tensors(windows.fill(batch), reader.device)
         mask = tensors["attention_mask"]
         with torch.inference_mode(), autocast(reader.device, reader.precision), collecting(reader.model, means, mask):

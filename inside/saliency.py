@@ -45,7 +45,7 @@ def saliency(case, steps=STEPS):
     table = embeddings(case.model).word_embeddings
     words = table(ids).detach()  # (1, T, D)
     fixed = torch.tensor([piece.part == SPECIAL for piece in case.pieces(number)], device=ids.device)
-    empty = torch.where(fixed[None, :, None], words, table.weight[case.windows.pad_id].detach())  # (1, T, D)
+    empty = torch.where(fixed[None, :, None], words, table.weight[case.windows.layout.pad].detach())  # (1, T, D)
     alphas = (torch.arange(steps, device=ids.device) + 0.5) / steps
     total = torch.zeros_like(words[0])
     for part in alphas.split(STEPS_AT_ONCE):

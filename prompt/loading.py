@@ -130,7 +130,7 @@ def adapt(reader, settings, options):
     decoder = isinstance(settings, SpeakerSettings)
     for names, wrong, owner in ((FOR_DECODERS, not decoder, "a decoder"), (FOR_SPANS, decoder, "a span head")):
         for name in names:
-            if wrong and options.to_dict().get(name) not in (None, False):  # serve.py has not all of them
+            if wrong and getattr(options, name, None) not in (None, False):  # serve.py has not all of them
                 raise InputError(f"--{name.replace('_', '-')} is for {owner}, and this model answers in another way")
     return adapt_speaker(reader, settings, options) if decoder else adapt_settings(settings, options)
 

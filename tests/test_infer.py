@@ -223,6 +223,7 @@ def make_run(folder, tiny_folder, finished=True):
 
 def test_runs_are_found(tiny_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("prompt.loading.SHIPPED", Path("nowhere"))
     question = ["--question", "q", "--context", "some words"]
     assert infer.main(question) == 2
     assert "there is no finished run under runs/" in capsys.readouterr().err

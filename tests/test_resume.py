@@ -218,7 +218,7 @@ def interrupting(monkeypatch, target, number, signal_number=signal.SIGINT):
 @pytest.mark.parametrize(
     "target, number, step",
     [
-        ("reader.best_spans", 1, 0),  # in the evaluation before the first step
+        ("answering.spans.best_spans", 1, 0),  # in the evaluation before the first step
         ("training.step.span_loss", 1, 1),
         ("training.setup.save_best", 2, 7),
         ("training.state.save_checkpoint", 3, 6),

@@ -7,6 +7,7 @@ import pytest
 from data.examples import Example
 from data.windows import WindowSettings
 from answering.reader import Reader, ReaderSettings
+from answering.spans import SpanReading
 from serving.queue import AnswerQueue, Busy, Question
 from tests.live_server import GatedReader
 from tests.tiny_adapters import make_adapters
@@ -71,11 +72,11 @@ def test_what_waits_together_shares_a_pass(gated, tiny):
 def test_passes_are_bounded_by_tokens(tiny, monkeypatch):
     seen = []
 
-    def score(self, windows, batch, adapter, decode, original=Reader._score):
+    def score(self, windows, batch, adapter, decode, original=SpanReading.score):
         seen.append(len(batch) * int(windows.length[batch].max()))
         return original(self, windows, batch, adapter, decode)
 
-    monkeypatch.setattr(Reader, "_score", score)
+    monkeypatch.setattr(SpanReading, "score", score)
     queue = AnswerQueue(tiny, capacity=99, tokens_per_batch=150)
     questions = [asked(n) for n in (1, 5, 2, 1, 1, 3, 1)]
     queue.submit(questions)

@@ -156,7 +156,7 @@ def test_subsets_are_seeded(case, tmp_path, monkeypatch):
             chosen.append([example.id for example in examples])
             super().__init__(examples, *arguments, **options)
 
-    monkeypatch.setattr("spans.WindowSet", Spy)
+    monkeypatch.setattr("answering.spans.WindowSet", Spy)
     for number, seed in enumerate((0, 0, 1)):
         argv = case(str(number), dev=None, max_steps=1, max_train_examples=5, seed=seed)
         assert train.main(argv) == 0

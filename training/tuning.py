@@ -91,17 +91,19 @@ def begin_fusion(reader, options):
 
 def refuse_other_lora(model, config, options):
     """An adapter that goes on keeps its rank, alpha and the rest: refuse options that ask for others."""
-    wanted = lora_config(options, None)
+    wanted = lora_config(options, model.config)
     fields = {
         "lora_rank": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "lora_targets": "targets",
         "rslora": "rslora", "dora": "dora", "lora_rank_pattern": "rank_pattern",
     }
     for option, field in fields.items():
+        if not asked(options, option):
+            continue
         has, wants = getattr(config, field), getattr(wanted, field)
         same = has == wants
         if field == "targets" and not same:  # `query` may be called `q_lin` in the adapter's file
             same = target_layers(model, has) == target_layers(model, wants)
-        if asked(options, option) and not same:
+        if not same:
             flag = "--" + option.replace("_", "-")
             raise InputError(f"{flag}: the adapter {options.model} has {has}, and keeps it when it is trained on")
 
