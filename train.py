@@ -129,7 +129,9 @@ def train_in(run, options, ranks):
         ranks.require_same(what, description[what])
     notices = ranks.once(write_or_compare, run, description)
     ranks.require_seen(run.config)
-    print_setup(reader, source, train_set, dev_set, windows, precision, notices)
+    print_setup(
+        reader, source, train_set, dev_set, windows, precision, options.tokens_per_micro_batch, notices
+    )
     train_set.examples.clear()  # what is learned stands in `windows`, on the disk
 
     scaler = make_scaler(device, precision)

@@ -198,7 +198,8 @@ class Intake:
         if missing and set(missing) != set(self.names.head):
             lost = [name for name in missing if name not in self.names.head] or missing
             raise InputError(
-                f"{self.folder}: the weights lack {lost[0]} and {len(lost) - 1} more that config.json asks for"
+                f"{self.folder}: the weights lack {lost[0]}{f' and {len(lost) - 1} more' if lost[1:] else ''}, which "
+                f"config.json asks for"
             )
         fingerprint = hashlib.sha256("\n".join(sorted(self.digests)).encode()).hexdigest()
         return LoadReport(tuple(self.used), tuple(self.left_out), tuple(missing), fingerprint)

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -300,7 +301,8 @@ def test_a_small_disk_is_refused_before_the_training(case, tmp_path, monkeypatch
     Usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 10**6))
     assert train.main(case()) == 2
-    assert "the disk has 0.00 GB free and the run needs 0.00 GB for 3 checkpoints" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert re.search(r"the disk has 1\.0 MB free and the run needs \d+\.\d MB for 3 checkpoints", error), error
     assert not (tmp_path / "run").exists()
 
 

@@ -250,3 +250,10 @@ def test_misaligned_answers_can_be_left_out(case, tmp_path, capsys):
     assert train.main(case(max_steps=1, skip_misaligned=True)) == 0
     printed = capsys.readouterr().out
     assert "note: 1 misaligned answer left out" in printed and "15 questions" in printed
+
+
+def test_windows_too_long_for_a_micro_batch_are_said(tmp_path, tiny_encoder_folder, capsys):
+    write_squad(tmp_path / "train.json", range(3))
+    changes = {"max_steps": 1, "tokens_per_micro_batch": 10, "dev": None}
+    assert train.main(arguments(tmp_path, tiny_encoder_folder, tmp_path / "out", **changes)) == 0
+    assert "tokens go alone, in micro-batches of more than the 10 asked for" in capsys.readouterr().out

@@ -127,7 +127,7 @@ def test_strictness(tensors, folder_of):
         )
     lost = {name: value for name, value in tensors.items() if name != query}
     assert refusal(folder := folder_of(lost)) == (
-        f"{folder}: the weights lack {query} and 0 more that config.json asks for"
+        f"{folder}: the weights lack {query}, which config.json asks for"
     )
     for half in ("qa_outputs.bias", "qa_outputs.weight"):
         other_half = {name: value for name, value in tensors.items() if name != half}

@@ -160,7 +160,7 @@ def check_space(run, parameters, keep):
     free = shutil.disk_usage(run.root).free + held
     if free < needed:
         raise InputError(
-            f"{run.root}: the disk has {free / 1e9:.2f} GB free and the run needs {needed / 1e9:.2f} GB for "
+            f"{run.root}: the disk has {free / 1e6:,.1f} MB free and the run needs {needed / 1e6:,.1f} MB for "
             f"{keep + 1} checkpoints and the model; free some space, lower --keep or choose another --out"
         )
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from common.files import read_bytes, read_json, write_atomic, write_folder, write_json, write_pairs
+from data.documents import counted
 from model.adapters import is_adapter
 from model.fusion import is_fusion
 from answering.reader import Reader
@@ -41,20 +42,25 @@ def build_reader(source, options, device, precision, may_lack_answer):
     return reader
 
 
-def print_setup(reader, source, train_set, dev_set, windows, precision, notices):
-    """Say what is about to run, and what was noticed on the way."""
+def print_setup(reader, source, train_set, dev_set, windows, precision, most, notices):
+    """Say what is about to run, and what was noticed on the way. most: tokens that a micro-batch may have."""
+    longest = int(windows.length.max())
+    if longest > most:
+        print(f"note: windows of up to {longest} tokens go alone, in micro-batches of more than the {most} asked for")
     for notice in [*train_set.notices, *(dev_set.notices if dev_set else []), *reader.notices, *notices]:
         print(f"note: {notice}")
     if dev_set:
         shared = {e.context for e in train_set.examples} & {e.context for e in dev_set.examples} - {None}
         if shared:
-            print(f"note: {len(shared)} contexts are in both the training and the dev set, so the scores flatter")
+            both = counted(len(shared), "context")
+            print(f"note: {both} in the training set and in the dev set too, so the scores flatter")
     if windows.cut_questions:
         limit = reader.question_limit
-        print(f"note: {windows.cut_questions} questions are longer than {limit} tokens and were cut")
+        cut = counted(windows.cut_questions, "question")
+        print(f"note: {cut} of more than {limit} tokens, which were cut to as many")
     if windows.unlabelled:
         where = windows.examples[windows.unlabelled[0]].where
-        print(f"note: {len(windows.unlabelled)} questions left out, {windows.left_out} ({where} first)")
+        print(f"note: {counted(len(windows.unlabelled), 'question')} left out, {windows.left_out} ({where} first)")
     trainable, total = parameter_counts(reader.model)
     revision = f" at {source.revision}" if source.revision else ""
     print(f"model: {source.name}{revision} ({reader.report})")
@@ -64,7 +70,8 @@ def print_setup(reader, source, train_set, dev_set, windows, precision, notices)
     print(f"held: {', '.join(held)}")
     answers = "answers may be missing" if reader.settings.null_threshold is not None else "every question has an answer"
     dev = f"{len(dev_set.examples):,} to score" if dev_set else "none to score"
-    print(f"data: {len(train_set.examples):,} questions in {len(windows):,} windows to train on, {dev}; {answers}")
+    asked, cut = counted(len(train_set.examples), "question"), counted(len(windows), "window")
+    print(f"data: {asked} in {cut} to train on, {dev}; {answers}")
 
 
 def plan_steps(options, steps_per_epoch, has_dev):
