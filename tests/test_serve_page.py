@@ -177,7 +177,7 @@ def test_a_file_can_be_dropped(watched, name, content, status):
 
 def test_a_file_can_be_chosen(watched):
     watched.page.set_input_files("#file", {"name": "a.md", "mimeType": "text/markdown", "buffer": b"# Mill\n\nOld."})
-    watched.page.wait_for_function("document.getElementById('source').value === '# Mill\\n\\nOld.'")
+    watched.page.wait_for_function("() => document.getElementById('source').value === '# Mill\\n\\nOld.'")
 
 
 def test_what_is_missing_is_said(watched):
@@ -231,7 +231,7 @@ def test_a_token_is_asked_for(chromium, reader):
         watched.page.wait_for_selector("#token-form:not([hidden])")
         watched.page.fill("#token", "s3cret")
         watched.page.press("#token", "Enter")
-        watched.page.wait_for_function("document.getElementById('model').textContent === 'tiny, yes'")
+        watched.page.wait_for_function("() => document.getElementById('model').textContent === 'tiny, yes'")
         watched.ask("Who built the mill?", TEXT)
         watched.page.close()
 
@@ -251,7 +251,7 @@ def test_refusals_are_shown_and_escape_cancels(chromium, reader):
             sentence = "1 question waiting already; try again later (again in 1 s)"
             assert two.page.text_content("#status") == sentence
             one.page.press("#question", "Escape")
-            one.page.wait_for_function("document.getElementById('status').textContent === 'cancelled'")
+            one.page.wait_for_function("() => document.getElementById('status').textContent === 'cancelled'")
             for _ in range(500):
                 if queue.counts["cancelled"]:
                     break
