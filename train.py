@@ -119,6 +119,7 @@ def train_in(run, options, ranks):
         windows = reader.training_set(train_set.examples, options.references, bar)
     if len(windows) == 0:
         raise InputError(f"{files[0][0]}: gives no window to train on: its contexts or answers hold no readable words")
+    losses = loss_file(run, options, reader, windows, ranks)
     if ranks.sharded:
         refuse_unshardable(options, precision, reader.model)
     learner = ranks.learner(reader.model)
@@ -146,7 +147,6 @@ def train_in(run, options, ranks):
     ranks.once(sweep_leftovers, run.root)
     ranks.once(sweep_leftovers, run.checkpoints)
     ranks.once(run.cut_log, state.step)
-    losses = loss_file(run, options, reader, windows, ranks)
     if losses is not None:
         losses.cut(state.step)
 

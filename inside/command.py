@@ -1,6 +1,7 @@
 """What the commands `python -m inside.…` share: refusals as one sentence, and opening what is named."""
 
 import sys
+from pathlib import Path
 
 from common.errors import InputError
 from common.output import guarded_main
@@ -50,9 +51,18 @@ def add_model(parser):
     from common.choices import PRECISIONS
 
     add = parser.add_argument
-    add("--model", metavar="NAME", help="a run's folder, a model folder, a hub id; unset: the newest finished run")
+    add("--model", metavar="NAME", help="a run's folder, a model folder, a hub id; unset: as infer.py chooses")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     add("--precision", default="auto", choices=PRECISIONS, help="number format of the matrix products")
+
+
+def add_sample(parser, purpose, data=None):
+    """The options of a sample of questions. data: help of --data, where it is an option; purpose: what they are for."""
+    add = parser.add_argument
+    if data is not None:
+        add("--data", nargs="+", type=Path, metavar="FILE", help=data)
+    add("--questions", type=at_least(1), default=100, metavar="N", help=f"sample {purpose} (default 100)")
+    add("--seed", type=int, default=0, help="of the sample (default 0)")
 
 
 def at_least(least):

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from common.errors import InputError
-from inside.command import add_model, at_least, command, open_reader, read_sample
+from inside.command import add_model, add_sample, command, open_reader, read_sample
 
 BARS = " ▁▂▃▄▅▆▇█"
 
@@ -20,8 +20,7 @@ def build_parser(program):
     add = parser.add_argument
     add("data", nargs="+", type=Path, metavar="DATA", help="questions with answers, in any format train.py reads")
     add_model(parser)
-    add("--questions", type=at_least(1), default=100, metavar="N", help="sample to measure on (default 100)")
-    add("--seed", type=int, default=0, help="of the sample (default 0)")
+    add_sample(parser, "to measure on")
     add("--keep", type=share, metavar="SHARE", help="prune until at most this share of the blocks' weights stays")
     add("--out", type=Path, metavar="DIR", help="with --keep: folder for the smaller model")
     add("--json", action="store_true", help="print one JSON object")

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from inside.command import add_model, at_least, command, read_sample
+from inside.command import add_model, add_sample, command, read_sample
 
 
 def build_parser(program):
@@ -17,9 +17,7 @@ def build_parser(program):
     add = parser.add_argument
     add("adapter", nargs="+", type=Path, metavar="ADAPTER", help="folders of adapters of one base, or of their runs")
     add_model(parser)
-    add("--data", nargs="+", type=Path, metavar="FILE", help="also leave out one layer's update at a time, and score")
-    add("--questions", type=at_least(1), default=100, metavar="N", help="sample to score on (default 100)")
-    add("--seed", type=int, default=0, help="of the sample (default 0)")
+    add_sample(parser, "to score on", "also leave out one layer's update at a time, and score")
     add("--json", action="store_true", help="print one JSON object")
     return parser
 

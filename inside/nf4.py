@@ -7,10 +7,9 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 from common.choices import QUANTS
-from inside.command import add_model, at_least, command, open_reader, read_sample
+from inside.command import add_model, add_sample, command, open_reader, read_sample
 
 
 def build_parser(program):
@@ -18,9 +17,7 @@ def build_parser(program):
     add = parser.add_argument
     add_model(parser)
     add("--quant", choices=QUANTS, default="nf4", help="which 4 bits (default nf4)")
-    add("--data", nargs="+", type=Path, metavar="FILE", help="also answer questions of these files in both")
-    add("--questions", type=at_least(1), default=100, metavar="N", help="sample to answer (default 100)")
-    add("--seed", type=int, default=0, help="of the sample (default 0)")
+    add_sample(parser, "to answer", "also answer questions of these files in both")
     add("--json", action="store_true", help="print one JSON object")
     return parser
 

@@ -23,7 +23,7 @@ from model.names import names_of
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-SHIPPED = Path(__file__).parents[1] / "adapters" / "minilm-squad"  # what comes with the project, where it does
+SHIPPED = Path(__file__).parents[1] / "adapters" / "minilm-squad"  # comes with the project
 FINGERPRINT = "base_fingerprint"
 # Keys of peft that would change what is computed, with the values that leave LoRA as it is here.
 NEUTRAL = {

@@ -7,7 +7,7 @@ from collections import namedtuple
 from data.documents import counted
 from prompt.answers import NOT_FOUND
 from prompt.display import isolated, one_line, show_span
-from prompt.session import TOP, percent
+from prompt.session import TOP, percent, refuse_top
 from retrieval.collection import open_collection, rank_answers, to_read
 from retrieval.vectors import Embedder, sentence_reader
 
@@ -92,10 +92,9 @@ class DocumentSession:
         return True
 
     def show_top(self, count):
-        if count and not re.fullmatch("[1-9][0-9]{0,5}", count):
-            self.write("/top takes a whole number above 0, as in /top 5")
-        elif self.last is None:
-            self.write("ask a question first")
+        refusal = refuse_top(count, self.last)
+        if refusal is not None:
+            self.write(refusal)
         else:
             self.show(int(count) if count else TOP)
 

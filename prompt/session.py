@@ -32,6 +32,13 @@ class Command:
     act: Callable
 
 
+def refuse_top(count, last):
+    """Why /top cannot show `count` candidates (a text, "" for the usual number) of `last`; None when it can."""
+    if count and not re.fullmatch("[1-9][0-9]{0,5}", count):
+        return "/top takes a whole number above 0, as in /top 5"
+    return "ask a question first" if last is None else None
+
+
 class Session:
     """One conversation: a text, and the last question with its answer.
 
@@ -179,10 +186,9 @@ class Session:
         self.write(f"(no answer) {prediction.reason or NOT_FOUND}{share}")
 
     def show_top(self, count):
-        if count and not re.fullmatch("[1-9][0-9]{0,5}", count):
-            self.write("/top takes a whole number above 0, as in /top 5")
-        elif self.last is None:
-            self.write("ask a question first")
+        refusal = refuse_top(count, self.last)
+        if refusal is not None:
+            self.write(refusal)
         else:
             self.list_candidates(int(count) if count else TOP)
 

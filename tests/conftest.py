@@ -33,3 +33,27 @@ def place(tmp_path_factory, tiny_encoder_folder):
     write_squad(folder / "train.json", range(9))
     write_squad(folder / "dev.json", range(9, 13))
     return folder, tiny_encoder_folder
+
+
+@pytest.fixture(scope="module")
+def decoder_place(place):
+    """(the folder of `place`, a decoder's folder in it)."""
+    from tests.tiny_decoder import make_folder
+
+    folder, _ = place
+    return folder, make_folder(folder / "llama", initializer_range=0.1)
+
+
+@pytest.fixture(scope="module")
+def adapted_reader(tiny_folder, tmp_path_factory):
+    """A Reader with the adapters `yes`, which is in use, and `no`."""
+    from answering.reader import Reader
+    from answering.settings import ReaderSettings
+    from data.windows import WindowSettings
+    from tests.tiny_adapters import make_adapters
+
+    reader = Reader.load(tiny_folder, settings=ReaderSettings(WindowSettings(57, 13)), device="cpu", precision="fp32")
+    for name, folder in zip(("yes", "no"), make_adapters(tmp_path_factory.mktemp("adapters"), tiny_folder), strict=True):
+        reader.load_adapter(folder, name)
+    reader.set_adapter("yes")
+    return reader

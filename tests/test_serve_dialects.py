@@ -6,11 +6,8 @@ import openai
 import pytest
 
 from common.errors import InputError
-from data.windows import WindowSettings
-from answering.reader import Reader, ReaderSettings
 from serving.chat import find_question
 from tests.live_server import live
-from tests.tiny_adapters import make_adapters
 
 TEXT = "The old mill of Riga was built by Ada Stone in 1807. It stands beside the river, on a hill."
 QUESTION = "Who built the mill?"
@@ -18,34 +15,25 @@ CHAT = [{"role": "system", "content": TEXT}, {"role": "user", "content": QUESTIO
 
 
 @pytest.fixture(scope="module")
-def reader(tiny_folder, tmp_path_factory):
-    reader = Reader.load(tiny_folder, settings=ReaderSettings(WindowSettings(57, 13)), device="cpu", precision="fp32")
-    for name, folder in zip(("yes", "no"), make_adapters(tmp_path_factory.mktemp("adapters"), tiny_folder), strict=True):
-        reader.load_adapter(folder, name)
-    reader.set_adapter("yes")
-    return reader
-
-
-@pytest.fixture(scope="module")
-def url(reader):
+def url(adapted_reader):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("no_proxy", "NO_PROXY"):
             patch.setenv(name, "127.0.0.1")
-        with live(reader) as (url, _):
+        with live(adapted_reader) as (url, _):
             yield url
 
 
 @pytest.fixture(scope="module")
-def expected(reader):
-    return reader.ask(QUESTION, TEXT)[0].spans
+def expected(adapted_reader):
+    return adapted_reader.ask(QUESTION, TEXT)[0].spans
 
 
 # Hugging Face
 
-def test_hugging_face_client(url, reader, expected):
+def test_hugging_face_client(url, adapted_reader, expected):
     client = huggingface_hub.InferenceClient(model=url)
     answer = client.question_answering(question=QUESTION, context=TEXT)
-    bare = reader.predict([example()], offer_null=False)
+    bare = adapted_reader.predict([example()], offer_null=False)
     best = next(bare).spans[0]
     assert (answer.answer, answer.start, answer.end) == (best.text, best.start, best.end)
     assert answer.score == pytest.approx(best.probability, abs=1e-4)

@@ -4,11 +4,8 @@ import re
 
 import pytest
 
-from data.windows import WindowSettings
-from answering.reader import Reader, ReaderSettings
 from tests.browser import browser
 from tests.live_server import GatedReader, live
-from tests.tiny_adapters import make_adapters
 
 TEXT = "The old mill of Riga was built by Ada Stone in 1807.\nIt stands beside the river, on a hill with three oaks."
 PERSIAN = "BERT می‌گوید: آسیاب کهنه را آدا استون در سال ۱۸۰۷ ساخت.\nاین آسیاب کنار رود است."
@@ -22,17 +19,8 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
-def reader(tiny_folder, tmp_path_factory):
-    reader = Reader.load(tiny_folder, settings=ReaderSettings(WindowSettings(57, 13)), device="cpu", precision="fp32")
-    for name, folder in zip(("yes", "no"), make_adapters(tmp_path_factory.mktemp("adapters"), tiny_folder), strict=True):
-        reader.load_adapter(folder, name)
-    reader.set_adapter("yes")
-    return reader
-
-
-@pytest.fixture(scope="module")
-def url(reader):
-    with live(reader) as (url, _):
+def url(adapted_reader):
+    with live(adapted_reader) as (url, _):
         yield url
 
 
@@ -74,9 +62,9 @@ def watched(chromium, url):
 
 
 @pytest.mark.parametrize("text", [TEXT, "😀 𝔐 " + TEXT, PERSIAN, TEXT * 9], ids=["plain", "astral", "Persian", "windows"])
-def test_the_answer_is_marked_in_place(watched, reader, text):
+def test_the_answer_is_marked_in_place(watched, adapted_reader, text):
     watched.ask("Who built the mill?", text)
-    (prediction,) = reader.predict([example("Who built the mill?", text)])
+    (prediction,) = adapted_reader.predict([example("Who built the mill?", text)])
     best, *others = prediction.spans[:5]
     assert watched.page.text_content("#text") == text
     assert "".join(piece for name, piece in watched.marks() if "best" in name) == best.text
@@ -210,10 +198,10 @@ def test_light_and_dark(chromium, url):
     assert paper > 700 and ink < 100 and dark_paper < 100 and dark_ink > 600
 
 
-def test_no_answer_is_shown_with_its_share(chromium, reader):
-    reader.set_adapter("no")
+def test_no_answer_is_shown_with_its_share(chromium, adapted_reader):
+    adapted_reader.set_adapter("no")
     try:
-        with live(reader) as (url, _):
+        with live(adapted_reader) as (url, _):
             watched = Watched(chromium, url)
             watched.ask("Who built the mill?", TEXT)
             assert watched.page.text_content("#answer .said") == "No answer in this text"
@@ -222,11 +210,11 @@ def test_no_answer_is_shown_with_its_share(chromium, reader):
             assert watched.page.text_content("#model") == "tiny, no"
             watched.page.close()
     finally:
-        reader.set_adapter("yes")
+        adapted_reader.set_adapter("yes")
 
 
-def test_a_token_is_asked_for(chromium, reader):
-    with live(reader, token="s3cret") as (url, _):
+def test_a_token_is_asked_for(chromium, adapted_reader):
+    with live(adapted_reader, token="s3cret") as (url, _):
         watched = Watched(chromium, url)
         watched.page.wait_for_selector("#token-form:not([hidden])")
         watched.page.fill("#token", "s3cret")
@@ -236,8 +224,8 @@ def test_a_token_is_asked_for(chromium, reader):
         watched.page.close()
 
 
-def test_refusals_are_shown_and_escape_cancels(chromium, reader):
-    gated = GatedReader(reader)
+def test_refusals_are_shown_and_escape_cancels(chromium, adapted_reader):
+    gated = GatedReader(adapted_reader)
     try:
         with live(gated, capacity=1) as (url, queue):
             one, two = Watched(chromium, url), Watched(chromium, url)

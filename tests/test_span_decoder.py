@@ -11,21 +11,13 @@ import train
 from model.llama import LlamaConfig
 from model.llama_span import LlamaForQuestionAnswering
 from answering.reader import Reader
-from tests.tiny_decoder import TINY, make_folder
-from tests.tiny_run import arguments, examples, write_squad
+from tests.tiny_decoder import TINY
+from tests.tiny_run import arguments, examples
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("span")
-    write_squad(folder / "train.json", range(9))
-    write_squad(folder / "dev.json", range(9, 13))
-    return folder, make_folder(folder / "llama", initializer_range=0.1)
-
-
-def run(place, out, **changes):
+def run(decoder_place, out, **changes):
     usual = {"max_steps": 4, "save_every": 2, "head": "span", "window_length": 90}
-    return train.main(list(map(str, arguments(*place, out, **usual | changes))))
+    return train.main(list(map(str, arguments(*decoder_place, out, **usual | changes))))
 
 
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
@@ -47,9 +39,9 @@ def test_padding_and_masks(attention):
 
 
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
-def test_it_trains_and_answers_with_spans(place, tmp_path, capsys, attention):
+def test_it_trains_and_answers_with_spans(decoder_place, tmp_path, capsys, attention):
     out = tmp_path / "run"
-    assert run(place, out, attention=attention, eval_first=True) == 0
+    assert run(decoder_place, out, attention=attention, eval_first=True) == 0
     assert json.loads((out / "model/reader.json").read_text())["attention"] == attention
     reader = Reader.load(out / "model", device="cpu", precision="fp32")
     assert reader.model.transformer.causal is (attention == "causal") and not reader.report.new
@@ -69,12 +61,12 @@ def test_it_trains_and_answers_with_spans(place, tmp_path, capsys, attention):
         assert (mine[0] - other.start_logits).abs().max() < 1e-4 and (mine[1] - other.end_logits).abs().max() < 1e-4
 
 
-def test_no_answer_is_the_last_token(place, tmp_path):
-    assert run(place, tmp_path / "run") == 0
+def test_no_answer_is_the_last_token(decoder_place, tmp_path):
+    assert run(decoder_place, tmp_path / "run") == 0
     reader = Reader.load(tmp_path / "run/model", device="cpu", precision="fp32")
     from data.readers import read_dataset
 
-    some = read_dataset(place[0] / "dev.json").examples
+    some = read_dataset(decoder_place[0] / "dev.json").examples
     windows = reader.training_set(some)
     batch = windows.fill(range(len(windows)))
     assert (batch["null"] == windows.length - 1).all()
@@ -89,20 +81,20 @@ def test_no_answer_is_the_last_token(place, tmp_path):
         assert prediction.null == pytest.approx((start[0, -1].item(), end[0, -1].item()), abs=1e-4)
 
 
-def test_lora_brings_its_head_and_peft_opens_it(place, tmp_path):
+def test_lora_brings_its_head_and_peft_opens_it(decoder_place, tmp_path):
     import peft
     import transformers
 
-    assert run(place, tmp_path / "run", tune="lora", lora_rank=3) == 0
+    assert run(decoder_place, tmp_path / "run", tune="lora", lora_rank=3) == 0
     config = json.loads((tmp_path / "run/model/adapter_config.json").read_text())
     assert config["modules_to_save"] == ["qa_outputs"]
     assert config["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
     reader = Reader.load(tmp_path / "run/model", device="cpu", precision="fp32")
     # from_pretrained would make all weights anew: it does not find a causal checkpoint's names (transformers#30381)
-    base = transformers.LlamaForQuestionAnswering(transformers.LlamaConfig.from_pretrained(place[1]))
+    base = transformers.LlamaForQuestionAnswering(transformers.LlamaConfig.from_pretrained(decoder_place[1]))
     tensors = {
         name.replace("model.", "transformer.", 1): tensor
-        for name, tensor in load_file(place[1] / "model.safetensors").items() if name != "lm_head.weight"
+        for name, tensor in load_file(decoder_place[1] / "model.safetensors").items() if name != "lm_head.weight"
     }
     lacking, unknown = base.load_state_dict(tensors, strict=False)
     assert lacking == ["qa_outputs.weight", "qa_outputs.bias"] and not unknown
@@ -110,7 +102,7 @@ def test_lora_brings_its_head_and_peft_opens_it(place, tmp_path):
     ids = torch.randint(0, 600, (2, 17))
     with torch.no_grad():
         assert (reader.model.eval()(ids)[0] - theirs(ids).start_logits).abs().max() < 1e-4
-    assert run(place, tmp_path / "more", tune="lora", lora_rank=3, head=None, model=tmp_path / "run/model") == 0
+    assert run(decoder_place, tmp_path / "more", tune="lora", lora_rank=3, head=None, model=tmp_path / "run/model") == 0
     assert (tmp_path / "more/model/reader.json").is_file()  # it goes on as it began
     before, after = (load_file(tmp_path / r / "model/adapter_model.safetensors") for r in ("run", "more"))
     assert before.keys() == after.keys()
@@ -121,12 +113,12 @@ def test_lora_brings_its_head_and_peft_opens_it(place, tmp_path):
     [({"head": "answer", "attention": "causal"}, "--attention is for a LLaMA with --head span"),
      ({"template": "{context}{question}"}, "--template is for a decoder"), ({"tune": "prompt"}, "before a BERT only")],
 )
-def test_what_cannot_be_is_said(place, tmp_path, capsys, changes, sentence):
-    assert run(place, tmp_path / "out", **changes) == 2
+def test_what_cannot_be_is_said(decoder_place, tmp_path, capsys, changes, sentence):
+    assert run(decoder_place, tmp_path / "out", **changes) == 2
     assert sentence in capsys.readouterr().err
 
 
-def test_a_bert_has_no_words(place, tmp_path, capsys, tiny_folder):
-    argv = arguments(place[0], tiny_folder, tmp_path / "out", head="answer")
+def test_a_bert_has_no_words(decoder_place, tmp_path, capsys, tiny_folder):
+    argv = arguments(decoder_place[0], tiny_folder, tmp_path / "out", head="answer")
     assert train.main(list(map(str, argv))) == 2
     assert "which finds spans and says nothing" in capsys.readouterr().err

@@ -14,24 +14,15 @@ import train
 from data.chat import FORMATS, encode_chat, modelfile
 from data.prompts import PromptSettings
 from answering.reader import Reader
-from tests.tiny_decoder import make_folder, make_tokenizer
-from tests.tiny_run import Nursery, arguments, read_log, write_squad
+from tests.tiny_decoder import make_tokenizer
+from tests.tiny_run import Nursery, arguments, read_log
 
 LORA = {"tune": "lora", "lora_rank": 3, "lora_alpha": 7, "lora_dropout": 0.1}
 SHORT = {"template": "{context} {question}", "window_length": 90, "window_overlap": 9, "max_answer_tokens": 5}
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """(folder with train.json and dev.json, a decoder's folder)."""
-    folder = tmp_path_factory.mktemp("decoder")
-    write_squad(folder / "train.json", range(9))
-    write_squad(folder / "dev.json", range(9, 13))
-    return folder, make_folder(folder / "llama", initializer_range=0.1)
-
-
-def run(place, out, **changes):
-    return train.main(list(map(str, arguments(*place, out, **{"max_steps": 4, "save_every": 2} | SHORT | changes))))
+def run(decoder_place, out, **changes):
+    return train.main(list(map(str, arguments(*decoder_place, out, **{"max_steps": 4, "save_every": 2} | SHORT | changes))))
 
 
 def logits(model, ids):
@@ -41,20 +32,20 @@ def logits(model, ids):
 
 
 @pytest.fixture(scope="module")
-def full(place, tmp_path_factory):
+def full(decoder_place, tmp_path_factory):
     out = tmp_path_factory.mktemp("full") / "run"
-    assert run(place, out, eval_every=2, eval_first=True) == 0
+    assert run(decoder_place, out, eval_every=2, eval_first=True) == 0
     return out
 
 
 @pytest.fixture(scope="module")
-def lora(place, tmp_path_factory):
+def lora(decoder_place, tmp_path_factory):
     out = tmp_path_factory.mktemp("lora") / "run"
-    assert run(place, out, **LORA) == 0
+    assert run(decoder_place, out, **LORA) == 0
     return out
 
 
-def test_a_full_run_is_scored_and_opens_in_transformers(full, place):
+def test_a_full_run_is_scored_and_opens_in_transformers(full, decoder_place):
     import transformers
 
     metrics = json.loads((full / "metrics.json").read_text())
@@ -63,7 +54,7 @@ def test_a_full_run_is_scored_and_opens_in_transformers(full, place):
     log = read_log(full)
     assert len(log) == 4 and log[-1]["loss"] < log[0]["loss"]
     predictions = json.loads((full / "predictions.json").read_text())
-    texts = [p["context"] for p in json.loads((place[0] / "dev.json").read_text())["data"][0]["paragraphs"]]
+    texts = [p["context"] for p in json.loads((decoder_place[0] / "dev.json").read_text())["data"][0]["paragraphs"]]
     assert len(predictions) == 8 and all(any(said in text for text in texts) for said in predictions.values())
     names = {path.name for path in (full / "model").iterdir()}
     assert names == {
@@ -81,7 +72,7 @@ def test_a_full_run_is_scored_and_opens_in_transformers(full, place):
     assert their_tokenizer.chat_template == "{{ '<|user|>' }}" and ours.settings.chat == "llama3"
 
 
-def test_an_adapter_goes_to_peft_and_comes_back(lora, place):
+def test_an_adapter_goes_to_peft_and_comes_back(lora, decoder_place):
     import peft
     import transformers
 
@@ -91,7 +82,7 @@ def test_an_adapter_goes_to_peft_and_comes_back(lora, place):
     config = json.loads((lora / "model/adapter_config.json").read_text())
     assert config["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"] and config["task_type"] == "CAUSAL_LM"
     reader = Reader.load(lora / "model", device="cpu", precision="fp32")
-    base = transformers.AutoModelForCausalLM.from_pretrained(place[1])
+    base = transformers.AutoModelForCausalLM.from_pretrained(decoder_place[1])
     theirs = peft.PeftModel.from_pretrained(base, lora / "model").eval()
     ids = torch.randint(0, 600, (2, 17))
     mine = logits(reader.model.eval(), ids)
@@ -100,25 +91,25 @@ def test_an_adapter_goes_to_peft_and_comes_back(lora, place):
     assert (mine - logits(reader.model, ids)).abs().max() > 1e-3
 
 
-def test_an_adapter_of_peft_is_trained_on(place, tmp_path):
+def test_an_adapter_of_peft_is_trained_on(decoder_place, tmp_path):
     import peft
     import transformers
 
-    base = transformers.AutoModelForCausalLM.from_pretrained(place[1])
-    base.name_or_path = base.config._name_or_path = str(place[1])
+    base = transformers.AutoModelForCausalLM.from_pretrained(decoder_place[1])
+    base.name_or_path = base.config._name_or_path = str(decoder_place[1])
     made = peft.get_peft_model(base, peft.LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "v_proj"]))
     made.save_pretrained(tmp_path / "theirs")
-    assert run(place, tmp_path / "out", model=tmp_path / "theirs", tune="lora") == 0
+    assert run(decoder_place, tmp_path / "out", model=tmp_path / "theirs", tune="lora") == 0
     config = json.loads((tmp_path / "out/model/adapter_config.json").read_text())
     assert (config["r"], config["target_modules"]) == (3, ["q_proj", "v_proj"])
 
 
 @pytest.mark.parametrize("tune", ["qlora", "head"])
-def test_other_ways_of_tuning(place, tmp_path, tune):
-    assert run(place, tmp_path / "out", tune=tune) == 0
+def test_other_ways_of_tuning(decoder_place, tmp_path, tune):
+    assert run(decoder_place, tmp_path / "out", tune=tune) == 0
     assert json.loads((tmp_path / "out/metrics.json").read_text())["trainable_parameters"] > 0
     if tune == "head":
-        before, after = (load_file(f / "model.safetensors") for f in (place[1], tmp_path / "out/model"))
+        before, after = (load_file(f / "model.safetensors") for f in (decoder_place[1], tmp_path / "out/model"))
         assert [name for name in before if not torch.equal(before[name], after[name])] == ["lm_head.weight"]
     else:
         reader = Reader.load(tmp_path / "out/model", device="cpu", precision="fp32")
@@ -127,12 +118,12 @@ def test_other_ways_of_tuning(place, tmp_path, tune):
 
 
 @pytest.mark.parametrize("flags", [{}, LORA, LORA | {"tune": "qlora"}], ids=["full", "lora", "qlora"])
-def test_a_run_killed_anywhere_ends_bit_identical(place, tmp_path, flags):
+def test_a_run_killed_anywhere_ends_bit_identical(decoder_place, tmp_path, flags):
     with Nursery(tmp_path) as nursery:
         changes = SHORT | {"max_steps": 6, "eval_every": 3, "save_every": 2} | flags
-        assert nursery.run(arguments(*place, tmp_path / "whole", **changes)) == 0, nursery.err.read_text()
+        assert nursery.run(arguments(*decoder_place, tmp_path / "whole", **changes)) == 0, nursery.err.read_text()
         for number, kill in enumerate((("training.step", "answer_loss", 9), ("training.setup", "save_best", 2))):
-            argv = arguments(*place, tmp_path / f"cut{number}", **changes)
+            argv = arguments(*decoder_place, tmp_path / f"cut{number}", **changes)
             assert nursery.run(argv, kill) == -9
             assert nursery.run([*argv, "--resume"]) == 0, nursery.err.read_text()
     weights = "model/adapter_model.safetensors" if flags else "model/model.safetensors"
@@ -141,9 +132,9 @@ def test_a_run_killed_anywhere_ends_bit_identical(place, tmp_path, flags):
         assert all((tmp_path / f"cut{n}" / name).read_bytes() == wanted for n in range(2)), name
 
 
-def test_print_prompt_shows_what_is_asked(place, capsys, tmp_path):
+def test_print_prompt_shows_what_is_asked(decoder_place, capsys, tmp_path):
     argv = arguments(
-        *place, tmp_path / "none", chat_format="llama2", no_answer_phrase="nowhere", print_prompt=True,
+        *decoder_place, tmp_path / "none", chat_format="llama2", no_answer_phrase="nowhere", print_prompt=True,
         window_length=120,
     )
     assert train.main([*map(str, argv), "--template", "Read {context} Say: {question}"]) == 0
@@ -163,20 +154,21 @@ def test_print_prompt_shows_what_is_asked(place, capsys, tmp_path):
         ({"window_length": 300}, "longer than this model's 256 positions"), ({"dev": "talk"}, "one kind at a time"),
     ],
 )
-def test_what_cannot_be_is_said(place, tmp_path, capsys, changes, sentence):
+def test_what_cannot_be_is_said(decoder_place, tmp_path, capsys, changes, sentence):
     if changes.get("dev"):
-        changes = {"train": None, "dev": tmp_path / "talk.json"}
-        changes["dev"].write_text('[{"question": "Who?", "answer": "Ada"}]')
-        assert run(place, tmp_path / "out", **changes | {"train": changes["dev"], "dev": place[0] / "dev.json"}) == 2
+        talk = tmp_path / "talk.json"
+        talk.write_text('[{"question": "Who?", "answer": "Ada"}]')
+        changes = {"train": talk, "dev": decoder_place[0] / "dev.json"}
+        assert run(decoder_place, tmp_path / "out", **changes) == 2
         assert "dev.json: asks about texts, the training data without texts" in capsys.readouterr().err
         return
-    assert run(place, tmp_path / "out", **changes) == 2
+    assert run(decoder_place, tmp_path / "out", **changes) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bert_takes_no_prompt(tiny_folder, place, tmp_path, capsys):
-    argv = arguments(place[0], tiny_folder, tmp_path / "out", print_prompt=True)
+def test_a_bert_takes_no_prompt(tiny_folder, decoder_place, tmp_path, capsys):
+    argv = arguments(decoder_place[0], tiny_folder, tmp_path / "out", print_prompt=True)
     assert train.main(list(map(str, argv))) == 2
     assert "--print-prompt is for a decoder" in capsys.readouterr().err
     argv = ["--model", tiny_folder, "--question", "q", "--context", "c", "--decode", "greedy"]
@@ -189,7 +181,7 @@ def answered(capsys, *argv):
     return json.loads(capsys.readouterr().out)
 
 
-def test_infer_serves_a_decoder_without_being_told(full, lora, place, tmp_path, capsys, monkeypatch):
+def test_infer_serves_a_decoder_without_being_told(full, lora, decoder_place, tmp_path, capsys, monkeypatch):
     context = "The river runs past the old mill. A miller lived there for 5 years."
     for model in (full, lora):
         found = answered(capsys, "--model", model, "--question", "How long?", "--context", context)
@@ -216,14 +208,14 @@ def test_infer_serves_a_decoder_without_being_told(full, lora, place, tmp_path, 
 
 
 @pytest.mark.parametrize("decode", ["span", "greedy"])
-def test_a_file_of_questions(full, place, tmp_path, capsys, decode):
+def test_a_file_of_questions(full, decoder_place, tmp_path, capsys, decode):
     out = tmp_path / decode
-    argv = ["--model", full, "--predict", place[0] / "dev.json", "--out", out, "--decode", decode]
+    argv = ["--model", full, "--predict", decoder_place[0] / "dev.json", "--out", out, "--decode", decode]
     assert infer.main(list(map(str, argv))) == 0
     metrics = json.loads((out / "metrics.json").read_text())
     said = json.loads((out / "predictions.json").read_text())
     assert metrics["total"] == 8 and len(said) == 8 and metrics["seconds_per_question"]["p50"] > 0
-    paragraphs = json.loads((place[0] / "dev.json").read_text())["data"][0]["paragraphs"]
+    paragraphs = json.loads((decoder_place[0] / "dev.json").read_text())["data"][0]["paragraphs"]
     contexts = {q["id"]: p["context"] for p in paragraphs for q in p["qas"]}
     outside = sum(text not in contexts[name] for name, text in said.items())
     if decode == "span":
@@ -234,7 +226,7 @@ def test_a_file_of_questions(full, place, tmp_path, capsys, decode):
         assert f"note: {outside} of 8 answers stand nowhere in their text" in capsys.readouterr().err
 
 
-def test_merged_adapters_are_whole_models_with_a_modelfile(lora, place, tmp_path, capsys):
+def test_merged_adapters_are_whole_models_with_a_modelfile(lora, decoder_place, tmp_path, capsys):
     import transformers
 
     assert merge.main(["--adapter", str(lora), "--out", str(tmp_path / "merged"), "--precision", "fp32"]) == 0
@@ -249,9 +241,9 @@ def test_merged_adapters_are_whole_models_with_a_modelfile(lora, place, tmp_path
     assert lines[1] == "FROM ." and 'PARAMETER stop "<|eot_id|>"' in lines
 
 
-def test_what_merges_over_4_bits(place, tmp_path, capsys):
-    assert run(place, tmp_path / "run", **LORA | {"tune": "qlora"}) == 0
-    argv = ["--adapter", tmp_path / "run", "--out", tmp_path / "out", "--dev", place[0] / "dev.json"]
+def test_what_merges_over_4_bits(decoder_place, tmp_path, capsys):
+    assert run(decoder_place, tmp_path / "run", **LORA | {"tune": "qlora"}) == 0
+    argv = ["--adapter", tmp_path / "run", "--out", tmp_path / "out", "--dev", decoder_place[0] / "dev.json"]
     argv += ["--precision", "fp32"]
     assert merge.main(list(map(str, [*argv, "--way", "requantised"]))) == 0
     table = capsys.readouterr().out
@@ -269,3 +261,9 @@ def test_a_modelfile_asks_in_the_chat_format(name):
     wanted = tokenizer.decode(asked[len(FORMATS[name].begin) :], skip_special_tokens=False)
     assert turn.startswith(wanted) and turn.endswith(f"Now.{FORMATS[name].end}")
     assert "num_ctx 77" in text and "num_predict 10" in text
+
+
+def test_losses_that_cannot_be_kept_are_refused_before_anything_is_written(decoder_place, tmp_path, capsys):
+    assert run(decoder_place, tmp_path / "out", record_losses=True) == 2
+    assert "--record-losses: kept of windows with a span head" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
