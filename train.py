@@ -85,6 +85,7 @@ def train_in(run, options, ranks):
     """Set up what the options ask for, then learn, then finish; returns the exit code."""
     from tqdm import tqdm
 
+    from common.pages import keep_pages
     from model.source import resolve_model
     from training.folder import check_space, has_checkpoint
     from training.measure import parameter_counts
@@ -150,6 +151,7 @@ def train_in(run, options, ranks):
     if losses is not None:
         losses.cut(state.step)
 
+    keep_pages()
     try:
         signal_number = loop(options, run, state, reader, learner, windows, dev_set, optimizer, scaler, ranks, losses)
     except NonFinite as error:  # the same on all ranks

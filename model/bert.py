@@ -13,7 +13,7 @@ Letters for shapes, here and in every file that handles these tensors:
     F  size of the feed-forward layer                                    P  positions the model knows
 
 Precision: parameters are fp32. Under autocast the matrix products run in 16 bits; LayerNorm and the
-residual sums stay in fp32 (visible as `.float()` below), the softmax is fp32 inside the attention kernels,
+residual sums stay in fp32 (visible as `.float()` below), the softmax is fp32 inside `model.attention`,
 and the logits leave as fp32.
 """
 
@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from model.attention import eager_attention, fused_attention
+from model.dropout import Dropout
 from model.families import ACTIVATIONS, BertConfig  # noqa: F401  (BertConfig: for those who import it from here)
 
 
@@ -50,7 +52,7 @@ class BertEmbeddings(nn.Module):
         self.token_types = config.family.token_types
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, E) if self.token_types else None
         self.LayerNorm = LayerNorm(E, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.first_position = config.first_position
 
     def forward(self, words, token_type_ids):
@@ -63,34 +65,6 @@ class BertEmbeddings(nn.Module):
             x = x + self.token_type_embeddings(types)  # (B, T, E)
         x = x + self.position_embeddings(positions)  # (B, T, E)
         return self.dropout(self.LayerNorm(x))
-
-
-def fused_attention(query, key, value, mask, dropout):
-    """softmax(q kᵀ / √K + mask) v by PyTorch's fused kernels, which never form the [T, T] matrix.
-
-    query, key, value: (B, H, T, K). mask: (B, 1, 1, T) bool, True where a token may be looked at, or
-    None when there is no padding (the kernels are faster without one). Returns (B, H, T, K) and None.
-    """
-    dtype = query.dtype
-    if query.device.type == "cpu":  # the 16-bit CPU kernel takes up to twice the fp32 one's time (docs/experiments.md)
-        query, key, value = query.float(), key.float(), value.float()
-    with torch.autocast(query.device.type, enabled=False):
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-    return mixed.to(dtype), None
-
-
-def eager_attention(query, key, value, mask, dropout):
-    """The same by the book (Vaswani et al. 2017, equation 1), for study: also returns the probabilities.
-
-    Shapes as in `fused_attention`; the second result is (B, H, T, T): row t says how much token t takes
-    from each token (before dropout).
-    """
-    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, H, T, T)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    probabilities = scores.float().softmax(-1)  # (B, H, T, T)
-    mixed = F.dropout(probabilities, dropout).to(value.dtype) @ value  # (B, H, T, K)
-    return mixed, probabilities
 
 
 class BertSelfAttention(nn.Module):
@@ -123,7 +97,7 @@ class ResidualOutput(nn.Module):
         super().__init__()
         self.dense = nn.Linear(size_in, config.hidden_size)
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x, residual):
         return self.LayerNorm(self.dropout(self.dense(x)) + residual)  # (B, T, D)
@@ -221,7 +195,7 @@ class BertForQuestionAnswering(nn.Module):
         super().__init__()
         self.config = config
         self.bert = BertModel(config)
-        self.qa_dropout = nn.Dropout(config.qa_dropout)
+        self.qa_dropout = Dropout(config.qa_dropout)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.apply(self.initialise)
 

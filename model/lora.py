@@ -22,6 +22,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from common.errors import InputError
+from model.lora_product import learns_in_one_product, lora_product
 from model.names import names_of
 from model.quant import LINEAR, OUTPUTS, FourBitLinear, dense_weight
 
@@ -180,12 +181,15 @@ class LoraLinear(nn.Module):
         self.before_merge = None  # W as it was, while an update is merged into it
 
     def forward(self, x):
-        y = self.base(x)
         if self.before_merge is not None:
-            return y
-        for name, rows in self.switch.groups(len(x)):
-            if name not in self.updates:
-                continue
+            return self.base(x)
+        groups = [group for group in self.switch.groups(len(x)) if group[0] in self.updates]
+        if self.training and torch.is_grad_enabled() and [rows for _, rows in groups] == [None]:
+            update = self.updates[groups[0][0]]
+            if learns_in_one_product(self.base, update):
+                return lora_product(x, self.base, update)
+        y = self.base(x)
+        for name, rows in groups:
             update = self.updates[name]
             if rows is None:
                 return y + update(x, y, self.base).to(y.dtype)

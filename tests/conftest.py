@@ -24,6 +24,19 @@ def tiny_encoder_folder(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("tiny-encoder"), with_head=False)
 
 
+@pytest.fixture
+def masks_of_torch(monkeypatch):
+    """Dropout draws its masks as torch's own does, for comparisons with a reference from one seed."""
+    import torch
+    from torch.nn.functional import dropout
+
+    import model.attention
+    import model.dropout
+
+    for part in (model.attention, model.dropout):
+        monkeypatch.setattr(part, "draw_kept", lambda like, probability: dropout(torch.ones_like(like), probability))
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, tiny_encoder_folder):
     """(a folder with train.json and dev.json of the module's own, the encoder to train)."""

@@ -81,7 +81,7 @@ def assert_same_gradients(ours, theirs, relative=0.0):
 def test_logits_and_every_gradient_are_those_of_transformers(activation, eps, attention):
     """Measured: at most 1.6e-6 in logits of up to 1.8, and 3.8e-6 in gradients of up to 9.4.
 
-    Not a bit differs with "gelu", "gelu_pytorch_tanh" and "relu" by sdpa, the same kernels on both sides.
+    Without gradients not a bit differs with "gelu", "gelu_pytorch_tanh" and "relu" by sdpa, the same kernels on both sides.
     """
     ours = make_model(VOCABULARY, hidden_act=activation, layer_norm_eps=eps, initializer_range=0.2).train()
     theirs, batch = reference_model(ours, attention).train(), ragged_batch()
@@ -281,7 +281,7 @@ def test_dropout_drops_in_training_only(kind, eager):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_dropout_drops_where_the_reference_does(attention):
+def test_dropout_drops_where_the_reference_does(attention, masks_of_torch):
     """From one seed both draw the same masks, if and only if they draw at the same places."""
     ours = make_model(VOCABULARY, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3).train()
     theirs = reference_model(ours, attention).train()

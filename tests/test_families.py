@@ -44,7 +44,7 @@ def test_logits_and_every_gradient_are_those_of_transformers(family, attention):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_dropout_drops_where_the_reference_does(family):
+def test_dropout_drops_where_the_reference_does(family, masks_of_torch):
     """From one seed both draw the same masks, if and only if they draw at the same places."""
     qa_dropout = {"qa_dropout": 0.15} if family == "distilbert" else {}
     chances = dict(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3, **qa_dropout)
@@ -55,7 +55,7 @@ def test_dropout_drops_where_the_reference_does(family):
     torch.manual_seed(7)
     other = run_reference(theirs, *batch)
     for a, b in zip(mine, other, strict=True):
-        assert (a - b)[batch[2]].abs().max() <= TOLERANCE
+        assert (a - b)[batch[2]].abs().max() <= TOLERANCE * b[batch[2]].abs().max()
     assert (mine[0] - ours.eval()(*batch)[0])[batch[2]].abs().max() > 0.1
 
 

@@ -1,0 +1,83 @@
+"""Scaled dot-product attention, three ways: softmax(q kᵀ / √K + mask) v (Vaswani et al. 2017, equation 1).
+
+    eager_attention    by the book, for study: gives the probabilities too
+    fused_attention    what training and answering use: PyTorch's fused kernels, or where those are slow
+    BatchedAttention   the same in a few batched products, with its gradient written out
+
+    B  windows    H  heads    T  tokens    K  size of a head. q, k, v: (B, H, T, K). mask: (B, 1, 1, T) bool, True where
+    a token may be looked at, or None when nothing is padded. Results: (B, H, T, K) and the probabilities or None.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+from model.dropout import draw_kept
+
+
+def fused_attention(query, key, value, mask, dropout):
+    """By the fastest way there is for the device and for what is asked.
+
+    On a CPU everything but the weighting of the values is computed in fp32, whatever autocast says, and a pass that
+    will be differentiated takes `BatchedAttention`: the gradient of PyTorch's kernel takes three times as long
+    (docs/experiments.md).
+    """
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout), None
+    with torch.autocast("cpu", enabled=False):
+        if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+            return BatchedAttention.apply(query, key, value, mask, dropout), None
+        dtype, inputs = query.dtype, (query.float(), key.float(), value.float())
+        return F.scaled_dot_product_attention(*inputs, attn_mask=mask, dropout_p=dropout).to(dtype), None
+
+
+def eager_attention(query, key, value, mask, dropout):
+    """Each step on a line of its own; the probabilities (B, H, T, T), before dropout: row t is what token t takes."""
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, H, T, T)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    probabilities = scores.float().softmax(-1)  # (B, H, T, T)
+    mixed = F.dropout(probabilities, dropout).to(value.dtype) @ value  # (B, H, T, K)
+    return mixed, probabilities
+
+
+class BatchedAttention(torch.autograd.Function):
+    """softmax(q kᵀ / √K + mask) v with P, the probabilities, kept for the backward pass: T² numbers a head.
+
+    Let G be the gradient of the result O = P v. By the chain rule, with S = q kᵀ / √K,
+
+        dv = Pᵀ G      dP = G vᵀ      dS = P ∘ (dP − Σⱼ dPⱼ Pⱼ)      dq = dS k / √K      dk = dSᵀ q / √K
+
+    Dropout multiplies P by M, 0 or 1 / (1 - p) for each number: then O = (P ∘ M) v, dv = (P ∘ M)ᵀ G, dP = (G vᵀ) ∘ M.
+    Scores and softmax are in fp32; P is kept in the dtype of q.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, mask, dropout):
+        B, H, T, K = query.shape
+        query, key, value = (x.reshape(B * H, T, K) for x in (query, key, value))
+        scores = torch.bmm(query.float() * K**-0.5, key.float().transpose(1, 2))  # (BH, T, T)
+        if mask is not None:  # adding is ten times as fast as masked_fill
+            hidden = torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))  # (B, 1, 1, T)
+            scores.view(B, H, T, T).add_(hidden)
+        probabilities = scores.softmax(-1).to(query.dtype)
+        kept = draw_kept(probabilities, dropout) if dropout else None
+        ctx.save_for_backward(query, key, value, probabilities, kept)
+        weights = probabilities if kept is None else probabilities * kept
+        return torch.bmm(weights, value).view(B, H, T, K)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        query, key, value, probabilities, kept = ctx.saved_tensors
+        shape, scale = gradient.shape, query.shape[-1] ** -0.5
+        gradient = gradient.reshape(query.shape)  # (BH, T, K)
+        weights = probabilities if kept is None else probabilities * kept
+        by_value = torch.bmm(weights.transpose(1, 2), gradient)
+        by_weights = torch.bmm(gradient, value.transpose(1, 2))  # (BH, T, T)
+        if kept is not None:
+            by_weights *= kept
+        by_scores = torch._softmax_backward_data(by_weights, probabilities, -1, by_weights.dtype)
+        by_query = torch.bmm(by_scores, key) * scale
+        by_key = torch.bmm(by_scores.transpose(1, 2), query) * scale
+        return by_query.view(shape), by_key.view(shape), by_value.view(shape), None, None
