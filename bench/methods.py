@@ -2,13 +2,15 @@
 
 Every row (full, head, bitfit, lora on query and value, lora on all linear layers, dora, qlora, prompt) is trained at
 three learning rates; the rate is chosen on the held-out questions and that run alone is scored on a fixed sample of
---score. Runs are ordinary runs of train.py under DIR: what is finished is not repeated, what was interrupted goes on.
+--score. With --halve all three go half of the way, and only the one of the lowest training loss goes on. Runs are
+ordinary runs of train.py under DIR: what is finished is not repeated, what was interrupted goes on.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from common.errors import InputError
@@ -33,8 +35,16 @@ def run_folder(options, row, rate):
     return options.out / f"{row}-{rate:g}"
 
 
-def train(options, row, rate):
-    """Train one run to its end, or go on with it; returns its metrics."""
+def losses(folder):
+    """The training losses of a run so far, a step each."""
+    log = folder / "log.jsonl"
+    if not log.is_file():
+        return []
+    return [json.loads(line)["loss"] for line in log.read_text(encoding="utf-8").splitlines()]
+
+
+def train(options, row, rate, until=None):
+    """Train one run to its end, or to step `until` or a little beyond, or go on with it; returns its metrics or None."""
     out = run_folder(options, row, rate)
     if (out / "config.json").is_file():
         begun = json.loads((out / "config.json").read_text(encoding="utf-8"))["options"]
@@ -48,9 +58,29 @@ def train(options, row, rate):
         ]
         begun = (out / "config.json").is_file()
         argv = [sys.executable, str(ROOT / "train.py"), "--out", str(out), "--resume", *([] if begun else fresh)]
-        if code := subprocess.run(argv).returncode:
-            raise InputError(f"{out}: the training ended with exit code {code}; run this again to go on")
+        process = subprocess.Popen(argv)
+        while process.poll() is None:
+            if until and len(losses(out)) >= until:
+                process.terminate()  # which train.py answers with a checkpoint
+                process.wait()
+                return None
+            time.sleep(1)
+        if process.returncode:
+            raise InputError(f"{out}: the training ended with exit code {process.returncode}; run this again to go on")
     return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+
+
+def best_at_half(options, row):
+    """The rate whose mean loss from a third of the steps to half of them is the lowest, after training all so far."""
+    half, found = options.steps // 2, {}
+    for rate in ROWS[row][1]:
+        out = run_folder(options, row, rate)
+        if len(losses(out)) < half:
+            train(options, row, rate, until=half)
+        part = losses(out)[options.steps // 3 : half]
+        found[rate] = sum(part) / len(part)
+    print(json.dumps({"row": row, "loss_at_half": {f"{rate:g}": loss for rate, loss in found.items()}}), flush=True)
+    return min(found, key=found.get)
 
 
 def bytes_on_disk(folder):
@@ -82,6 +112,7 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--halve", action="store_true", help="stop two of three rates half-way")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     options = parser.parse_args(argv)
     try:
@@ -100,7 +131,10 @@ def compare(options):
         read_split([path], None, 0, False, "the comparison")  # a slip in the last file should not show after hours
     table = []
     for row in options.rows:
-        runs = {rate: train(options, row, rate) for rate in ROWS[row][1]}
+        rates = ROWS[row][1]
+        if options.halve:
+            rates = [best_at_half(options, row)]
+        runs = {rate: train(options, row, rate) for rate in rates}
         best = max(runs, key=lambda rate: runs[rate]["f1"])
         folder, metrics = run_folder(options, row, best), runs[best]
         table.append({

@@ -92,6 +92,26 @@ def test_methods_are_trained_chosen_and_scored(tmp_path, monkeypatch, capsys, ti
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")} == stamps
 
 
+def test_with_halve_the_worse_rates_stop_half_way(tmp_path, monkeypatch, capsys, tiny_encoder_folder):
+    from bench import methods
+    from tests.tiny_run import write_squad
+
+    for name, articles in (("train", range(9)), ("dev", range(9, 12))):
+        write_squad(tmp_path / f"{name}.json", articles)
+    base = ["--model", str(tiny_encoder_folder), "--window-length", "64", "--device", "cpu", "--precision", "fp32"]
+    monkeypatch.setattr(methods, "ROWS", {"full": (base, (1e-9, 1e-2))})
+    dev = str(tmp_path / "dev.json")
+    argv = ["--train", str(tmp_path / "train.json"), "--held-out", dev, "--score", dev, "--steps", "120", "--halve"]
+    argv += ["--out", str(tmp_path / "out")]
+    assert methods.main(argv) == 0
+    better, worse = (tmp_path / "out" / f"full-{rate}" for rate in ("0.01", "1e-09"))
+    assert len(methods.losses(better)) == 120 and 60 <= len(methods.losses(worse)) < 120
+    assert not (worse / "metrics.json").exists()
+    table = json.loads((tmp_path / "out" / "table.json").read_text(encoding="utf-8"))
+    assert [(row["row"], row["lr"]) for row in table] == [("full", 0.01)]
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["loss_at_half"].keys() == {"1e-09", "0.01"}
+
+
 def test_what_is_shipped_is_rounded_and_its_threshold_is_its_own(tmp_path, place, capsys):
     import torch
     from safetensors.torch import load_file
