@@ -31,6 +31,8 @@ def main(argv=None):
             return 0
         if options.print_prompt:
             return print_prompt(options)
+        if options.plan:
+            return plan(options)
         with terminable():
             return train(options)
     except InputError as error:
@@ -60,6 +62,24 @@ def print_prompt(options):
     return 0
 
 
+def plan(options):
+    """Say what the run would cost on this machine, and whether it fits, after trying a few of its steps; the exit code."""
+    from training.distributed import Ranks
+    from training.plan import foresee
+    from training.run import settle_options
+    from training.setup import prepare
+
+    if "RANK" in os.environ:
+        raise InputError("--plan: tries one process; call it without torchrun")
+    options, began = settle_options(options), time.perf_counter()
+    prepared = prepare(options, Ranks(), tqdm_bytes, tqdm_texts)
+    seconds = time.perf_counter() - began
+    with tqdm_texts(None, "trying out", " steps") as bar:
+        foreseen = foresee(options, prepared, bar)
+    print(foreseen.text(seconds))
+    return 0
+
+
 def train(options):
     """Enter the run's folder, alone, and train there; returns the exit code."""
     from training.distributed import joined
@@ -83,58 +103,36 @@ def train(options):
 
 def train_in(run, options, ranks):
     """Set up what the options ask for, then learn, then finish; returns the exit code."""
-    from tqdm import tqdm
-
     from common.pages import keep_pages
-    from model.source import resolve_model
+    from model.precision import make_scaler
     from training.folder import check_space, has_checkpoint
     from training.measure import parameter_counts
     from training.optimizer import make_optimizer
-    from model.precision import choose_precision, make_scaler
-    from training.run import data_files, describe_run, read_split, write_or_compare
-    from training.setup import build_reader, print_setup, seed_everything
+    from training.run import describe_run, write_or_compare
+    from training.setup import prepare, print_setup
     from training.losses import loss_file
     from training.sharding import refuse_unshardable
     from training.state import LoopState, complete_checkpoints, load_checkpoint, sweep_leftovers
     from training.step import NonFinite
 
-    device = ranks.device(options.device)
-    precision = choose_precision(options.precision, device)
-    with ranks.in_turn():
-        files = data_files(options, tqdm_bytes)
-    train_set = read_split(files[0], options.max_train_examples, options.seed, options.skip_misaligned, "training")
-    dev_set = None
-    if files[1]:
-        dev_set = read_split(files[1], options.max_dev_examples, 0, options.skip_misaligned, "scoring")
-        if dev_set.has_texts != train_set.has_texts:
-            kinds = "about texts", "without texts"
-            dev_kind, train_kind = kinds[train_set.has_texts], kinds[dev_set.has_texts]  # the other's, as they differ
-            raise InputError(f"{files[1][0]}: asks {dev_kind}, the training data {train_kind}")
-    with ranks.in_turn():
-        source = resolve_model(options.model, revision=options.revision)
-
-    seed_everything(options.seed)
-    may_lack_answer = train_set.may_lack_answer or bool(dev_set and dev_set.may_lack_answer)
-    reader = build_reader(source, options, device, precision, may_lack_answer)
-    with tqdm(total=2 * len(train_set.examples), desc="tokenising", unit=" texts", leave=False, disable=None) as bar:
-        windows = reader.training_set(train_set.examples, options.references, bar)
-    if len(windows) == 0:
-        raise InputError(f"{files[0][0]}: gives no window to train on: its contexts or answers hold no readable words")
+    prepared = prepare(options, ranks, tqdm_bytes, tqdm_texts)
+    reader, windows, dev_set = prepared.reader, prepared.windows, prepared.dev_set
+    device, precision = prepared.device, prepared.precision
     losses = loss_file(run, options, reader, windows, ranks)
     if ranks.sharded:
         refuse_unshardable(options, precision, reader.model)
     learner = ranks.learner(reader.model)
     optimizer = make_optimizer(reader.model, options.weight_decay, options.lora_plus_ratio, options.optimizer)
     ranks.once(check_space, run, parameter_counts(reader.model)[0], options.keep)
-    description = describe_run(options, source, files, device, precision, reader.report.fingerprint, ranks.size)
+    description = describe_run(
+        options, prepared.source, prepared.files, device, precision, reader.report.fingerprint, ranks.size
+    )
     for what in ("options", "model", "model_files", "data", "adapters"):
         ranks.require_same(what, description[what])
     notices = ranks.once(write_or_compare, run, description)
     ranks.require_seen(run.config)
-    print_setup(
-        reader, source, train_set, dev_set, windows, precision, options.tokens_per_micro_batch, notices
-    )
-    train_set.examples.clear()  # what is learned stands in `windows`, on the disk
+    print_setup(prepared, options.tokens_per_micro_batch, notices)
+    prepared.train_set.examples.clear()  # what is learned stands in `windows`, on the disk
 
     scaler = make_scaler(device, precision)
     state = LoopState()
@@ -281,6 +279,13 @@ def tqdm_bytes(total, initial, desc):
     from tqdm import tqdm
 
     return tqdm(total=total, initial=initial, desc=desc, unit="B", unit_scale=True, leave=False)
+
+
+def tqdm_texts(total, desc="tokenising", unit=" texts"):
+    """A progress bar in texts."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=desc, unit=unit, leave=False, disable=None)
 
 
 if __name__ == "__main__":

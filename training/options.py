@@ -92,5 +92,6 @@ TRAIN_OPTIONS = (
     Option("eval_every", int, None, "Steps between evaluations; unset: at the end of each epoch.", RUN, minimum=1),
     Option("eval_first", bool, False, "Also score before the first step.", RUN),
     Option("record_losses", bool, False, "Write down each question's losses, for python -m inside.data.", RUN),
+    Option("plan", bool, False, "Try a few steps, say what the run would take in time and memory, and stop.", RUN),
     Option("patience", int, None, "Stop after this many evaluations without a better F1.", RUN, minimum=1),
 )

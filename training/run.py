@@ -21,7 +21,7 @@ from model.adapters import SHIPPED, is_adapter
 from training.folder import FORMAT
 from training.options import TRAIN_OPTIONS
 
-FREE_ON_RESUME = ("resume", "out", "recipe", "print_config", "print_prompt")
+FREE_ON_RESUME = ("resume", "out", "recipe", "print_config", "print_prompt", "plan")
 USED_BY = {
     ("lora", "qlora"): (
         "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_rank_pattern", "rslora", "dora",

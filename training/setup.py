@@ -1,20 +1,69 @@
 """What stands before and after the loop: building the reader, plans, best weights, results."""
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from common.errors import InputError
 from common.files import read_bytes, read_json, write_atomic, write_folder, write_json, write_pairs
 from data.documents import counted
+from data.examples import Dataset
+from data.windows import WindowSet
 from model.adapters import is_adapter
 from model.fusion import is_fusion
+from model.precision import choose_precision
+from model.source import ModelSource, resolve_model
 from answering.reader import Reader
 from training.evaluate import PREDICTION_FILES, prediction_files
 from training.asking import settings_for
+from training.run import data_files, read_split
 from training.measure import latency, parameter_counts, parameter_groups, peak_memory_bytes
 from training.tuning import refuse_other_quant, tune
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What a run begins with. files: training files and dev files. windows: a WindowSet, or a PromptSet of a decoder."""
+
+    device: torch.device
+    precision: str
+    files: tuple
+    train_set: Dataset
+    dev_set: Dataset | None
+    source: ModelSource
+    reader: Reader
+    windows: WindowSet
+
+
+def prepare(options, ranks, download_bar, text_bar):
+    """Read the data, build the reader that is to learn, cut the windows: Prepared; InputError for what cannot be used.
+
+    download_bar, text_bar: called for a bar of bytes (total, initial, desc) and one of texts (total).
+    """
+    device = ranks.device(options.device)
+    precision = choose_precision(options.precision, device)
+    with ranks.in_turn():
+        files = data_files(options, download_bar)
+    train_set = read_split(files[0], options.max_train_examples, options.seed, options.skip_misaligned, "training")
+    dev_set = None
+    if files[1]:
+        dev_set = read_split(files[1], options.max_dev_examples, 0, options.skip_misaligned, "scoring")
+        if dev_set.has_texts != train_set.has_texts:
+            kinds = "about texts", "without texts"
+            dev_kind, train_kind = kinds[train_set.has_texts], kinds[dev_set.has_texts]  # the other's, as they differ
+            raise InputError(f"{files[1][0]}: asks {dev_kind}, the training data {train_kind}")
+    with ranks.in_turn():
+        source = resolve_model(options.model, revision=options.revision)
+    seed_everything(options.seed)
+    may_lack_answer = train_set.may_lack_answer or bool(dev_set and dev_set.may_lack_answer)
+    reader = build_reader(source, options, device, precision, may_lack_answer)
+    with text_bar(2 * len(train_set.examples)) as bar:
+        windows = reader.training_set(train_set.examples, options.references, bar)
+    if len(windows) == 0:
+        raise InputError(f"{files[0][0]}: gives no window to train on: its contexts or answers hold no readable words")
+    return Prepared(device, precision, files, train_set, dev_set, source, reader, windows)
 
 
 def seed_everything(seed):
@@ -42,8 +91,10 @@ def build_reader(source, options, device, precision, may_lack_answer):
     return reader
 
 
-def print_setup(reader, source, train_set, dev_set, windows, precision, most, notices):
+def print_setup(prepared, most, notices):
     """Say what is about to run, and what was noticed on the way. most: tokens that a micro-batch may have."""
+    reader, source, windows, precision = prepared.reader, prepared.source, prepared.windows, prepared.precision
+    train_set, dev_set = prepared.train_set, prepared.dev_set
     longest = int(windows.length.max())
     if longest > most:
         print(f"note: windows of up to {longest} tokens go alone, in micro-batches of more than the {most} asked for")

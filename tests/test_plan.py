@@ -1,0 +1,124 @@
+"""train.py --plan: what is tried, what is said, and that nothing is left behind."""
+
+import numpy as np
+import pytest
+import torch
+
+import train
+import training.plan as plan
+from data.batches import epoch_batches
+from tests.tiny_run import arguments
+
+
+class Bar:
+    """Counts what it is told."""
+
+    count = 0
+
+    def update(self, count):
+        self.count += count
+
+
+@pytest.fixture
+def prepared(place, tmp_path):
+    """(options, what `prepare` gives for them) of a small run."""
+    from common.options import parse
+    from training.distributed import Ranks
+    from training.options import TRAIN_OPTIONS
+    from training.run import settle_options
+    from training.setup import prepare
+
+    argv = arguments(*place, tmp_path / "out", batch_size=1, epochs=4, save_every=5, eval_every=7)
+    options = settle_options(parse("train.py", "", TRAIN_OPTIONS, [str(a) for a in argv]))
+    return options, prepare(options, Ranks(), train.tqdm_bytes, train.tqdm_texts)
+
+
+def test_a_plan_is_printed_and_nothing_is_written(place, tmp_path, capsys):
+    argv = [*map(str, arguments(*place, tmp_path / "out")), "--plan"]
+    assert train.main(argv) == 0
+    steps, time, memory, largest = capsys.readouterr().out.splitlines()
+    assert steps.startswith("steps: ") and "windows of up to" in steps
+    assert " s a step)" in time and " of scoring, " in time and "to read and tokenise" in time
+    assert memory.startswith("memory: ") and memory.endswith("fits")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_sampled_steps_stand_for_all(prepared, monkeypatch):
+    """A step that takes 0.1 s and 1 ms a token squared: 8 steps of 57 foresee the epoch's seconds to 5 %."""
+    options, ready = prepared
+    clock, lengths = [0.0], ready.windows.length
+    cost = lambda chosen: 0.1 + 1e-3 * float((lengths[chosen].astype(float) ** 2).sum())  # noqa: E731
+
+    def pretend(*args, **settings):
+        clock[0] += cost(args[4])
+
+    monkeypatch.setattr(plan, "train_step", pretend)
+    monkeypatch.setattr(plan.time, "perf_counter", lambda: clock[0])
+    bar = Bar()
+    found = plan.foresee(options, ready, bar)
+    batches = epoch_batches(lengths, 1, options.seed, 0)
+    true = sum(map(cost, batches)) / len(batches)
+    assert len(batches) > 3 * plan.SAMPLES and np.std([cost(b) for b in batches]) > 0.05 * true
+    assert found.step_seconds == pytest.approx(true, rel=0.05)
+    assert bar.count == 3 + 1 + plan.WARM_UP + plan.SAMPLES
+    assert found.steps == 4 * len(batches)
+    evaluations = {*range(7, found.steps, 7), found.steps}
+    assert found.scoring[0] == len(evaluations)
+    assert found.saving[0] == len(evaluations | {*range(5, found.steps + 1, 5)})
+
+
+def test_the_weights_stay_as_they_were(prepared):
+    options, ready = prepared
+    before = {name: value.clone() for name, value in ready.reader.model.state_dict().items()}
+    plan.foresee(options, ready, Bar())
+    after = ready.reader.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_what_would_not_fit_is_said_and_not_tried(prepared, monkeypatch):
+    """A machine where each token adds 1 MB to 100: 0.95 · 400 MB hold 280 tokens."""
+    options, ready = prepared
+    options = options.replace("default", batch_size=10, tokens_per_micro_batch=6144)
+    longest = int(ready.windows.length.max())
+    growth = iter([0, 100e6 + 1e6 * longest, 0, 100e6 + 4e6 * longest])
+    monkeypatch.setattr(plan, "held", lambda device: next(growth))
+    monkeypatch.setattr(plan, "free_memory", lambda device: 400_000_000)
+    bar = Bar()
+    found = plan.foresee(options, ready, bar)
+    assert bar.count == 3 and not found.tried and not found.fits
+    assert found.largest == 280
+    text = found.text(1.0)
+    assert "GB at most, of 0.4 GB that could be had: DOES NOT FIT" in text and "time:" not in text
+    assert f"largest micro-batch: about 280 tokens in windows of {longest}" in text
+    tight = plan.Plan(5, 9, None, (0, 0.0), (0, 0.0), 5e8, 400_000_000, 3, longest, tried=False)
+    assert f"none; not one window of {longest} tokens fits" in tight.text(1.0)
+
+
+def test_seconds_as_they_are_said():
+    assert [plan.spoken(s) for s in (0.04, 99.94, 4535, 90_000)] == ["0.0 s", "99.9 s", "75.6 min", "25.0 h"]
+    assert plan.times(0, 3.0) == "none" and plan.times(2, 3.0) == "2 times 3.0 s"
+
+
+def test_padded_tokens_of_a_worked_example():
+    """Windows of 9, 5, 4 and 2 tokens in micro-batches of at most 12: (9), (5, 4), (2)."""
+    lengths = np.array([2, 9, 4, 5])
+    assert plan.padded_tokens(lengths, np.arange(4), 12) == [9, 10, 2]
+
+
+def test_under_torchrun_it_is_refused(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    assert train.main([*map(str, arguments(*place, tmp_path / "out")), "--plan"]) == 2
+    assert "--plan: tries one process" in capsys.readouterr().err
+
+
+def test_plans_are_held_against_reality(place, tmp_path, capsys, monkeypatch):
+    from bench import plans
+
+    monkeypatch.setattr(plans, "CONFIGURATIONS", {"tiny": ["--window-length", "64", "--max-steps", "9", "--device", "cpu"]})
+    folder, model = place
+    argv = ["--train", folder / "train.json", "--dev", folder / "dev.json", "--model", model, "--out", tmp_path / "runs"]
+    assert plans.main([str(a) for a in argv]) == 0
+    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[2].split("|")[1:-1]]
+    assert cells[0] == "tiny" and float(cells[6]) == pytest.approx(1, abs=0.2)
+    assert (tmp_path / "runs/0/metrics.json").exists()
+    assert plans.foretold("time: 1.5 h in all: …\nmemory: 2.50 GB at most") == (5400, 2.5e9)
