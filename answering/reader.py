@@ -22,6 +22,7 @@ from model.prompts import has_prompt, is_prompt, load_prompt, room, save_prompt
 from model.precision import choose_device, choose_precision
 from model.source import resolve_model
 from model.weights import load_model, read_config, save_weights, stored_quant
+from answering.lanes import usual_lanes
 from answering.settings import ReaderSettings, SpeakerSettings, default_settings, stored_settings
 from answering.spans import SpanReading, decoder_layout
 from answering.speaker import SpokenAnswers
@@ -239,22 +240,24 @@ class Reader:
                 write_atomic(folder / "Modelfile", modelfile(chat, self.settings.prompts))
         write_json(folder / self.settings.file, self.settings.to_dict())
 
-    def predict(self, examples, *, adapter=ACTIVE, offer_null=None, progress=None, tokens_per_batch=None):
+    def predict(self, examples, *, adapter=ACTIVE, offer_null=None, progress=None, tokens_per_batch=None, lanes=None):
         """Give the Prediction of each example, in order, one after the other as they are asked for.
 
         adapter: the one to answer with; None is the bare base. offer_null: whether "no answer" takes part in the
         probabilities; None leaves it to the settings. progress: something with update(questions), called as
-        questions are finished. Questions go in chunks and a window's logits are reduced at once: memory does not
-        grow with the number of questions, and with a text's length only by its tokens.
+        questions are finished. lanes: batches computed side by side (see `answering.lanes`); None: as many as are
+        worth it. Questions go in chunks and a window's logits are reduced at once: memory does not grow with the
+        number of questions, and with a text's length only by its tokens.
         """
         adapter, settings, offer_null = self._choices(adapter, offer_null)  # now, not when the first one is asked for
-        return self._predict(examples, settings, adapter, offer_null, progress, tokens_per_batch)
+        lanes = usual_lanes(self.device) if lanes is None else lanes
+        return self._predict(examples, settings, adapter, offer_null, progress, tokens_per_batch, lanes)
 
-    def _predict(self, examples, settings, adapter, offer_null, progress, tokens_per_batch):
+    def _predict(self, examples, settings, adapter, offer_null, progress, tokens_per_batch, lanes):
         for first in range(0, len(examples), self.way.chunk_questions):
             chunk = examples[first : first + self.way.chunk_questions]
             steps = self.way.steps(
-                chunk, settings, adapter=adapter, offer_null=offer_null, tokens_per_batch=tokens_per_batch
+                chunk, settings, adapter=adapter, offer_null=offer_null, tokens_per_batch=tokens_per_batch, lanes=lanes
             )
             yield from run_steps(steps, progress)
 

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
+from answering.lanes import in_lanes
 from common.errors import InputError
 from data.batches import QuestionCount, split_by_tokens, to_tensors
 from data.decode import QuestionSpans, best_spans
@@ -71,16 +72,18 @@ class SpanReading:
         """The same with labels."""
         return self.windows(examples, settings, progress, with_labels=True, references=references, on_disk=True)
 
-    def steps(self, examples, settings, *, adapter, offer_null, tokens_per_batch):
-        """A generator that answers, one forward pass a step; see Reader.steps."""
+    def steps(self, examples, settings, *, adapter, offer_null, tokens_per_batch, lanes=1):
+        """A generator that answers, one forward pass a step; see Reader.steps. lanes: passes at the same time."""
         windows = self.windows(examples, settings)
         first_windows = np.searchsorted(windows.example, np.arange(len(examples)))
         found = [QuestionSpans() for _ in examples]
         count = QuestionCount(windows.example, len(examples))
         yield count.finished
         n_best = settings.decode.n_best
-        for batch in self.batches(windows, tokens_per_batch):
-            candidates, nulls = self.score(windows, batch, adapter, settings.decode)
+        batches = self.batches(windows, tokens_per_batch)
+        lanes = lanes if len(batches) >= 2 * lanes else 1  # a few batches are done sooner with all cores on each
+        scored = in_lanes(lambda batch: self.score(windows, batch, adapter, settings.decode), batches, lanes)
+        for batch, (candidates, nulls) in scored:
             for row, window in enumerate(batch):
                 example = windows.example[window]
                 found[example].add(

@@ -61,8 +61,8 @@ class SpokenAnswers:
         place = {} if talks(examples) else {"on_disk": True}
         return self.windows(examples, settings, progress, with_labels=True, references=references, **place)
 
-    def steps(self, examples, settings, *, adapter, offer_null, tokens_per_batch):
-        """A generator that answers, one batch a step; see Reader.steps.
+    def steps(self, examples, settings, *, adapter, offer_null, tokens_per_batch, lanes=1):
+        """A generator that answers, one batch a step; see Reader.steps. lanes: not used, as sampling draws in order.
 
         Bound to the text, a span's start_logit is the log-probability of the whole answer and its end_logit 0; the
         null's likewise of the no-answer phrase, the least over the windows. Unbound there is one span and no null: the

@@ -17,6 +17,8 @@ def predict_together(ranks, reader, examples, *, progress=None, **settings):
     rank was asked to stop, all raise Stopped.
     """
     found, stopped = Spill(), False
+    if ranks.sharded:  # whose layers are put together pass by pass, on all ranks in the same order
+        settings["lanes"] = 1
     with in_step(ranks, reader):
         try:
             found.extend(reader.predict(ranks.share(examples), progress=progress, **settings))
