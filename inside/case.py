@@ -3,6 +3,8 @@
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -94,16 +96,17 @@ class Case:
         found.add(int(number), offsets, prefix, candidates, null, self.settings.decode.n_best)
 
     def scores(self):
-        """Yield (number, its rows of `best_spans`, its null logits) of every window, in any order."""
+        """Yield, a forward pass a time, [(number, its rows of `best_spans`, its null logits)] of windows in any order."""
         for batch in self.reader.way.batches(self.windows, self.tokens_per_batch):
             candidates, nulls = self.reader.way.score(self.windows, batch, self.adapter, self.settings.decode)
-            for row, number in enumerate(batch):
-                yield int(number), [part[row] for part in candidates], nulls[row]
+            yield [
+                (int(number), [part[row] for part in candidates], nulls[row]) for row, number in enumerate(batch)
+            ]
 
-    def predict(self):
-        """The Prediction over all windows, computed now: under hooks it is the changed model's."""
+    def predict(self, scores=None):
+        """The Prediction over all windows, computed now: under hooks it is the changed model's. scores: as `scored`."""
         found = QuestionSpans()
-        for number, candidates, null in self.scores():
+        for number, candidates, null in chain.from_iterable(self.scores()) if scores is None else scores:
             self._add(found, number, candidates, null)
         return found.prediction(self.example, self.settings.decode.n_best, self.offers_null)
 
@@ -113,10 +116,23 @@ class Case:
         self._add(found, number, candidates, null)
         return found.prediction(self.example, self.settings.decode.n_best, self.offers_null)
 
+    def scoring(self):
+        """A generator that computes `scored`, a forward pass a step."""
+        found = []
+        for some in self.scores():
+            found += some
+            yield
+        self.scored = sorted(found, key=itemgetter(0))
+
+    @cached_property
+    def scored(self):
+        """What `scores` gives of all windows, by number; kept, as it takes a pass over the whole text."""
+        return sorted(chain.from_iterable(self.scores()), key=itemgetter(0))
+
     @cached_property
     def prediction(self):
         """The Prediction that the reader gives."""
-        return self.predict()
+        return self.predict(self.scored)
 
     @cached_property
     def best(self):
