@@ -35,14 +35,27 @@ class Piece:
     end: int | None = None
 
 
+def can_be_seen(reader):
+    """Whether its model is a BERT or a relative of it: of those alone this package knows the parts."""
+    return hasattr(reader.model, "bert")
+
+
+def check_encoder(reader):
+    """InputError for a reader that cannot be seen into."""
+    if not can_be_seen(reader):
+        raise InputError("a decoder cannot be looked into, only a BERT or one of its relatives")
+
+
 class Case:
     """A question, its text, and the reader with one adapter, by default the one that is active now (None: the base).
 
-    Raises InputError when there is nothing to look at: an empty question, or a text without readable words.
+    Raises InputError when there is nothing to look at: an empty question, or a text without readable words; and for a
+    decoder.
     Windows are numbered from 0; one is `number` below.
     """
 
     def __init__(self, reader, question, context, *, adapter=ACTIVE, tokens_per_batch=TOKENS_PER_BATCH):
+        check_encoder(reader)
         self.reader, self.adapter = reader, reader.adapter if adapter is ACTIVE else adapter
         self.settings = reader.all_settings[self.adapter]
         self.example = Example("question", question, context, None, "question")
