@@ -114,6 +114,7 @@ def write_page(reader, options, context):
 def open_prompt(options):
     """Read texts and questions until the user leaves."""
     from data.download import cache_folder
+    from inside.case import can_be_seen
     from prompt.answers import ask, question_is_cut
     from prompt.display import style_for
     from prompt.loading import open_named
@@ -150,7 +151,7 @@ def open_prompt(options):
     threshold = reader.settings.null_threshold
     looking = Looking(reader, options.tokens_per_batch, lambda name: open_named(name, options))
     session = Session(
-        answer, threshold, write, style, context, adapters, choose, looking.commands() if hasattr(reader.model, "bert") else (),
+        answer, threshold, write, style, context, adapters, choose, looking.commands() if can_be_seen(reader) else (),
     )
     if options.chat:
         session.context = ""  # every line is a question

@@ -1,4 +1,4 @@
-"""What transformers makes of a model, layer by layer: `python -m inside.verify` compares with it.
+"""What transformers makes of a BERT or a relative, layer by layer: `python -m inside.verify` compares with it.
 
     python -m bench.activations MODEL --out activations.safetensors
 """
@@ -35,10 +35,10 @@ def reference_activations(folder, ids, types, mask):
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    result = model(
-        input_ids=ids, token_type_ids=types, attention_mask=mask.long(), output_hidden_states=True,
-        output_attentions=True,
-    )
+    inputs = {"input_ids": ids, "attention_mask": mask.long()}
+    if read_config(folder).family.token_types > 1:
+        inputs["token_type_ids"] = types
+    result = model(**inputs, output_hidden_states=True, output_attentions=True)
     found = {"hidden.0": result.hidden_states[0]}
     for layer, probabilities in enumerate(result.attentions):
         found |= {f"attention.{layer}": probabilities, f"hidden.{layer + 1}": result.hidden_states[layer + 1]}

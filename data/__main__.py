@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from common.errors import InputError
 from common.output import guarded_main
@@ -24,6 +25,8 @@ def build_parser():
     add("files", nargs="+", metavar="FILE", help="nested SQuAD JSON, flat JSON, JSONL or CSV")
     add("--repair", metavar="OUT", help="write a mended copy of the one FILE as nested SQuAD JSON")
     add("--overwrite", action="store_true", help="with --repair: replace OUT where that file exists")
+    add("--losses", type=Path, metavar="RUN", help="list what a run that learned from FILE, with train.py --record-losses, found "
+        "hard or never learned (probably mislabelled)")
     add("--json", action="store_true", help="print one JSON object, with every finding")
     add("--all", action="store_true", help="print every finding, not 20 of each kind")
     return parser
@@ -47,8 +50,14 @@ def run(options):
         raise InputError(f"--repair mends one file at a time, and {len(options.files)} were given")
     if options.overwrite and options.repair is None:
         raise InputError("--overwrite goes with --repair OUT, which was not given")
+    if options.losses is not None and options.repair is not None:
+        raise InputError("--losses goes with the report alone: only a person can mend what it finds")
     limit = None if options.all else 20
     report = lint(*options.files)
+    if options.losses is not None:
+        from inside.difficulty import findings  # here, because it brings torch
+
+        report.findings += findings(options.losses, options.files)
     if options.repair is None:
         print(json.dumps(to_json(report), ensure_ascii=False) if options.json else render(report, limit))
         return 1 if report.findings else 0

@@ -23,7 +23,7 @@ KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something wrong: `kind` is one of KINDS, `where` the place inside `file`."""
+    """Something wrong: `kind` is one of KINDS, or what a run found (inside.difficulty); `where` the place in `file`."""
 
     kind: str
     file: str
@@ -50,7 +50,7 @@ class Report:
     def totals(self):
         """Findings of each kind, without the kinds that have none."""
         counts = Counter(finding.kind for finding in self.findings)
-        return {kind: counts[kind] for kind in KINDS if counts[kind]}
+        return {kind: counts[kind] for kind in (*KINDS, *counts) if counts[kind]}
 
 
 def lint(*paths):

@@ -21,10 +21,12 @@ SEED, BATCH = 0, 3
 def probe(config):
     """A ragged batch for any model of this config, always the same: ids, token types and mask, (B, T) each."""
     random = np.random.default_rng(SEED)
-    T = min(19, config.max_position_embeddings)
+    T = min(19, config.positions)
     lengths = [T, T // 2 + 1, 5]
     mask = np.arange(T)[None] < np.array(lengths)[:, None]
-    ids = np.where(mask, random.integers(1, config.vocab_size, (BATCH, T)), config.pad_token_id)
+    words = random.integers(1, config.vocab_size, (BATCH, T))
+    words[words == config.pad_token_id] = 0  # RoBERTa's: transformers counts positions by it, wherever it stands
+    ids = np.where(mask, words, config.pad_token_id)
     types = np.where(mask & (np.arange(T)[None] >= 4), 1, 0)
     return torch.from_numpy(ids), torch.from_numpy(types), torch.from_numpy(mask)
 

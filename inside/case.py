@@ -3,6 +3,8 @@
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -33,14 +35,27 @@ class Piece:
     end: int | None = None
 
 
+def can_be_seen(reader):
+    """Whether its model is a BERT or a relative of it: of those alone this package knows the parts."""
+    return hasattr(reader.model, "bert")
+
+
+def check_encoder(reader):
+    """InputError for a reader that cannot be seen into."""
+    if not can_be_seen(reader):
+        raise InputError("a decoder cannot be looked into, only a BERT or one of its relatives")
+
+
 class Case:
     """A question, its text, and the reader with one adapter, by default the one that is active now (None: the base).
 
-    Raises InputError when there is nothing to look at: an empty question, or a text without readable words.
+    Raises InputError when there is nothing to look at: an empty question, or a text without readable words; and for a
+    decoder.
     Windows are numbered from 0; one is `number` below.
     """
 
     def __init__(self, reader, question, context, *, adapter=ACTIVE, tokens_per_batch=TOKENS_PER_BATCH):
+        check_encoder(reader)
         self.reader, self.adapter = reader, reader.adapter if adapter is ACTIVE else adapter
         self.settings = reader.all_settings[self.adapter]
         self.example = Example("question", question, context, None, "question")
@@ -94,16 +109,17 @@ class Case:
         found.add(int(number), offsets, prefix, candidates, null, self.settings.decode.n_best)
 
     def scores(self):
-        """Yield (number, its rows of `best_spans`, its null logits) of every window, in any order."""
+        """Yield, a forward pass a time, [(number, its rows of `best_spans`, its null logits)] of windows in any order."""
         for batch in self.reader.way.batches(self.windows, self.tokens_per_batch):
             candidates, nulls = self.reader.way.score(self.windows, batch, self.adapter, self.settings.decode)
-            for row, number in enumerate(batch):
-                yield int(number), [part[row] for part in candidates], nulls[row]
+            yield [
+                (int(number), [part[row] for part in candidates], nulls[row]) for row, number in enumerate(batch)
+            ]
 
-    def predict(self):
-        """The Prediction over all windows, computed now: under hooks it is the changed model's."""
+    def predict(self, scores=None):
+        """The Prediction over all windows, computed now: under hooks it is the changed model's. scores: as `scored`."""
         found = QuestionSpans()
-        for number, candidates, null in self.scores():
+        for number, candidates, null in chain.from_iterable(self.scores()) if scores is None else scores:
             self._add(found, number, candidates, null)
         return found.prediction(self.example, self.settings.decode.n_best, self.offers_null)
 
@@ -113,10 +129,23 @@ class Case:
         self._add(found, number, candidates, null)
         return found.prediction(self.example, self.settings.decode.n_best, self.offers_null)
 
+    def scoring(self):
+        """A generator that computes `scored`, a forward pass a step."""
+        found = []
+        for some in self.scores():
+            found += some
+            yield
+        self.scored = sorted(found, key=itemgetter(0))
+
+    @cached_property
+    def scored(self):
+        """What `scores` gives of all windows, by number; kept, as it takes a pass over the whole text."""
+        return sorted(chain.from_iterable(self.scores()), key=itemgetter(0))
+
     @cached_property
     def prediction(self):
         """The Prediction that the reader gives."""
-        return self.predict()
+        return self.predict(self.scored)
 
     @cached_property
     def best(self):

@@ -2,12 +2,14 @@
 
     python train.py --train mine.json --record-losses --out runs/mine
     python -m inside.data runs/mine
+    python -m data mine.json --losses runs/mine     # beside what the linter finds
 """
 
 import argparse
 import json
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from inside.command import at_least, command
@@ -23,16 +25,13 @@ def build_parser(program):
 
 
 def run(options):
-    from inside.difficulty import KINDS, SUSPECT, difficulties
+    from inside.difficulty import KINDS, difficulties, findings
 
     found = difficulties(options.run)
     totals = Counter(one.kind for one in found)
     if options.json:
-        findings = [
-            {"kind": one.kind, "file": one.file, "where": one.example.where.removeprefix(f"{one.file}: "),
-             "message": message(one)} for one in found if one.kind == SUSPECT
-        ]
-        print(json.dumps({"totals": dict(totals), "findings": findings}, ensure_ascii=False))
+        listed = [asdict(one) for one in findings(options.run)]
+        print(json.dumps({"totals": dict(totals), "findings": listed}, ensure_ascii=False))
         return 0
     print(f"{len(found)} questions: " + ", ".join(f"{totals[kind]} {kind}" for kind in KINDS))
     for kind in reversed(KINDS[1:]):
@@ -40,20 +39,10 @@ def run(options):
         if some:
             print(f"{kind}:")
         for one in some[: options.top]:
-            print(f"  {one.file}: {one.example.where.removeprefix(f'{one.file}: ')}: {message(one)}")
+            print(f"  {one.file}: {one.where}: {one.message}")
         if len(some) > options.top:
             print(f"  … and {len(some) - options.top} more (--top)")
     return 0
-
-
-def message(one):
-    """What is to be said of one question."""
-    from data.documents import shown
-
-    answers = one.example.answers
-    label = shown(answers[0].text) if answers else "no answer"
-    over = ", ".join(f"{value:.3f}" for value in one.confidence)
-    return f"{shown(one.example.question)} labelled {label}; confidence by epoch {over}"
 
 
 main = command("python -m inside.data", build_parser, run)

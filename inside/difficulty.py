@@ -6,11 +6,14 @@ geometric mean of the probabilities of the label's start and end, before that wi
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from common.errors import InputError
+from data.documents import shown
 from data.examples import Example
+from data.lint import Finding
 from training.folder import RunFolder
 from training.losses import read_losses
 from training.run import file_hash, read_split
@@ -22,11 +25,23 @@ SURE, LOST = 0.5, 0.05  # confidences: more likely right than not; the model is 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """confidence: of each epoch in which the question was seen. kind: one of KINDS."""
+    """file: as the run names it; where: the place in it. confidence: of each epoch in which the question was seen. kind: one of KINDS."""
 
     example: Example
     file: str
     confidence: tuple[float, ...]
+
+    @property
+    def where(self):
+        return self.example.where.removeprefix(f"{self.file}: ")
+
+    @property
+    def message(self):
+        """What is to be said of it in a list."""
+        answers = self.example.answers
+        label = shown(answers[0].text) if answers else "no answer"
+        over = ", ".join(f"{value:.3f}" for value in self.confidence)
+        return f"{shown(self.example.question)} labelled {label}; confidence by epoch {over}"
 
     @property
     def kind(self):
@@ -51,8 +66,10 @@ def difficulties(root):
         raise InputError(f"{root}: recorded no losses; train with --record-losses (at least two epochs tell most)")
     files = run.read_config()["data"]["train"]
     for entry in files:
-        if file_hash(entry["path"]) != entry["sha256"]:
-            raise InputError(f"{entry['path']}: changed since this run, so its losses cannot be told apart any more")
+        if not Path(entry["path"]).is_file() or file_hash(entry["path"]) != entry["sha256"]:
+            raise InputError(
+                f"{entry['path']}: changed or moved since this run, so its losses cannot be told apart any more"
+            )
     paths = [entry["path"] for entry in files]
     examples = read_split(
         paths, options["max_train_examples"], options["seed"], options["skip_misaligned"], "training"
@@ -71,3 +88,23 @@ def difficulties(root):
         file = paths[0] if len(paths) == 1 else next(p for p in paths if example.where.startswith(f"{p}: "))
         found.append(Question(example, file, tuple(confidence)))
     return sorted(found, key=lambda one: (one.confidence[-1], one.example.where))
+
+
+def findings(root, paths=None):
+    """The linter's Findings on a run's probably mislabelled and hard questions, least confident first in each kind.
+
+    paths: files to tell of, known by their bytes, under the names given here; None: all files that the run learned
+    from. Raises InputError when it learned from none of them, and as `difficulties`.
+    """
+    names = None if paths is None else {file_hash(path): str(path) for path in paths}
+    questions = difficulties(root)
+    if names is not None:
+        trained = {entry["path"]: entry["sha256"] for entry in RunFolder(root).read_config()["data"]["train"]}
+        names = {path: names[digest] for path, digest in trained.items() if digest in names}
+        if not names:
+            raise InputError(f"{root}: this run learned from other files: {', '.join(trained)}")
+        questions = [one for one in questions if one.file in names]
+    return [
+        Finding(kind, one.file if names is None else names[one.file], one.where, one.message)
+        for kind in (SUSPECT, HARD) for one in questions if one.kind == kind
+    ]

@@ -1,32 +1,61 @@
-"""All that the page shows of one answer, as one JSON value; also what a server can return."""
+"""All that the page shows of one answer, as one JSON value; also what the server's /api/explain returns."""
 
 import base64
 import time
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from answering.reader import run_steps
 from inside.attention import attention_maps
 from inside.hooks import blocks, embeddings, hooked
-from inside.lens import lens
-from inside.saliency import STEPS, saliency
-from inside.why import why
+from inside.lens import Lens, lens
+from inside.saliency import STEPS, Saliency, saliency_steps
+from inside.why import Why, why
 
 REPEATS = 3
 BEST = 8  # spans of the n-best list
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What the model was asked for an explanation. maps: (H, T, T) per layer. parts: as `part_costs` gives them."""
+
+    why: Why
+    lens: Lens
+    saliency: Saliency
+    maps: list[torch.Tensor]
+    parts: list[dict]
+
+
 def explain(case, *, steps=STEPS):
-    """The explanation of a Case. InputError where saliency cannot be had or no window could be scored.
+    """The explanation of a Case (see `described`). InputError where saliency cannot be had or no window could be scored."""
+    return described(case, run_steps(looking(case, steps=steps)))
+
+
+def looking(case, *, steps=STEPS):
+    """All that `explain` needs the model for, as a generator; what it returns is a Looked.
+
+    Each step is about as much as a pass or two, and leaves no hook behind: in between, others may use the model.
+    """
+    yield from case.scoring()
+    seen, looked = why(case), lens(case)
+    yield
+    grads = yield from saliency_steps(case, steps)
+    maps = attention_maps(case, seen.winner)
+    yield
+    return Looked(seen, looked, grads, maps, part_costs(case, seen.winner))
+
+
+def described(case, looked):
+    """The explanation as one JSON value.
 
     Tokens, lens, saliency and attention are of the window that won. Attention is base64 of zlib-compressed bytes, one
     per number, layer by layer, head by head, row by row: round(255 p).
     """
-    seen, looked = why(case), lens(case)
-    grads = saliency(case, steps)
-    number = seen.winner
-    maps = attention_maps(case, number)
+    seen, depth, grads, maps = looked.why, looked.lens, looked.saliency, looked.maps
     packed = b"".join((255 * one).round().to(torch.uint8).numpy().tobytes() for one in maps)
     answer = seen.answer
     return {
@@ -43,24 +72,24 @@ def explain(case, *, steps=STEPS):
              "text": view.spans[0].text if view.spans else ""}
             for view in seen.windows
         ],
-        "winner": number,
+        "winner": seen.winner,
         "tokens": [
             {"token": piece.token, "part": piece.part, "start": piece.start, "end": piece.end}
-            for piece in case.pieces(number)
+            for piece in case.pieces(seen.winner)
         ],
         "lens": {
-            "appears": looked.appears, "beaten": looked.beaten and looked.beaten.text,
+            "appears": depth.appears, "beaten": depth.beaten and depth.beaten.text,
             "layers": [
                 {"start": rounded(one.start_logits), "end": rounded(one.end_logits), "best": one.best.text,
                  "score": one.score, "rank": one.rank, "null": one.null}
-                for one in looked.layers
+                for one in depth.layers
             ],
         },
         "saliency": {"attributions": rounded(grads.attributions), "score": grads.score, "baseline": grads.baseline,
                      "missing": grads.missing, "steps": grads.steps},
         "attention": {"heads": [len(one) for one in maps], "size": maps[0].shape[-1],
                       "data": base64.b64encode(zlib.compress(packed, 9)).decode()},
-        "parts": part_costs(case, number),
+        "parts": looked.parts,
     }
 
 

@@ -2,6 +2,11 @@
 
     python -m inside.heads dev.json --model runs/mine
     python -m inside.heads dev.json --model runs/mine --keep 0.7 --out runs/smaller
+
+Measuring takes as many evaluations as there are heads and halves; what --json wrote can be taken again:
+
+    python -m inside.heads dev.json --model runs/mine --json > atlas.json
+    python -m inside.heads dev.json --model runs/mine --atlas atlas.json --keep 0.9 --out runs/smaller
 """
 
 import argparse
@@ -10,6 +15,7 @@ import sys
 from pathlib import Path
 
 from common.errors import InputError
+from common.files import read_json
 from inside.command import add_model, add_sample, command, open_reader, read_sample
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -21,6 +27,7 @@ def build_parser(program):
     add("data", nargs="+", type=Path, metavar="DATA", help="questions with answers, in any format train.py reads")
     add_model(parser)
     add_sample(parser, "to measure on")
+    add("--atlas", type=Path, metavar="FILE", help="what --json wrote of this model and sample, not to be measured again")
     add("--keep", type=share, metavar="SHARE", help="prune until at most this share of the blocks' weights stays")
     add("--out", type=Path, metavar="DIR", help="with --keep: folder for the smaller model")
     add("--json", action="store_true", help="print one JSON object")
@@ -44,11 +51,35 @@ def picture(losses):
 
 
 def table(found):
-    """The atlas as lines, most F1 lost first."""
+    """The atlas as lines: of each measure a Markdown table with a row per block, the feed-forward half last."""
     yield f"whole model: exact match {found.exact:.2f}, F1 {found.f1:.2f}"
-    yield f"{'without':>9}{'parameters':>12}{'EM lost':>9}{'F1 lost':>9}"
-    for loss in sorted(found.losses, key=lambda loss: -loss.f1):
-        yield f"{str(loss.unit):>9}{loss.parameters:>12,}{loss.exact:9.2f}{loss.f1:9.2f}"
+    layers = sorted({loss.unit.layer for loss in found.losses})
+    columns = [*range(max(loss.unit.head + 1 for loss in found.losses if loss.unit.head is not None)), None]
+    for title, measure in (("F1 lost", "f1"), ("EM lost", "exact")):
+        cells = {(loss.unit.layer, loss.unit.head): f"{getattr(loss, measure):5.2f}" for loss in found.losses}
+        yield f"\n| {title} | {' | '.join('   ff' if head is None else f'{head:5}' for head in columns)} |"
+        yield f"|---{'|---:' * len(columns)}|"
+        for layer in layers:
+            yield f"| block {layer} | {' | '.join(cells.get((layer, head), ' ' * 5) for head in columns)} |"
+    yield ""
+
+
+def stored_atlas(path, model, questions):
+    """The Atlas in a file; InputError when it is not of this model, or of another number of questions."""
+    from inside.ablation import units
+    from inside.atlas import Atlas, Loss, unit_parameters
+
+    known = {str(unit): (unit, unit_parameters(model, unit)) for unit in units(model)}
+    value = read_json(path)
+    try:
+        losses = tuple(Loss(known[row["unit"]][0], row["parameters"], row["exact"], row["f1"]) for row in value["losses"])
+        found = Atlas(value["exact"], value["f1"], losses)
+        same = value["questions"] == questions
+    except (KeyError, TypeError):
+        same = False
+    if not same or [(loss.unit, loss.parameters) for loss in losses] != [pair for pair in known.values() if pair[1]]:
+        raise InputError(f"{path}: not what python -m inside.heads --json wrote of this model and {questions} questions")
+    return found
 
 
 def run(options):
@@ -68,8 +99,11 @@ def run(options):
     if options.keep is not None:
         check_prunable(reader)
     means = dataset_means(reader, examples)
-    with tqdm(total=len(units(reader.model)), desc="ablating", unit=" parts", leave=False, disable=None) as bar:
-        found = atlas(reader, examples, means, bar)
+    if options.atlas is not None:
+        found = stored_atlas(options.atlas, reader.model, len(examples))
+    else:
+        with tqdm(total=len(units(reader.model)), desc="ablating", unit=" parts", leave=False, disable=None) as bar:
+            found = atlas(reader, examples, means, bar)
     result = {"questions": len(examples), "exact": found.exact, "f1": found.f1, "losses": [
         {"unit": str(loss.unit), "parameters": loss.parameters, "exact": loss.exact, "f1": loss.f1}
         for loss in found.losses

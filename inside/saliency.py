@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from common.errors import InputError
+from answering.reader import run_steps
 from inside.case import SPECIAL
 from inside.hooks import changing_words, embeddings
 from model.quant import Int8Linear
@@ -37,6 +38,11 @@ class Saliency:
 
 def saliency(case, steps=STEPS):
     """The Saliency of the best span in the window that won, in fp32. InputError for 8-bit layers: no gradient."""
+    return run_steps(saliency_steps(case, steps))
+
+
+def saliency_steps(case, steps=STEPS):
+    """The work of `saliency` as a generator, STEPS_AT_ONCE gradients a step; what it returns is the Saliency."""
     if any(isinstance(module, Int8Linear) for module in case.model.modules()):
         raise InputError("8-bit layers round, and what rounds has no gradient: start without --quant int8")
     number = case.best.window
@@ -53,6 +59,7 @@ def saliency(case, steps=STEPS):
         with case.computing(gradients=True, precise=True), changing_words(case.model, lambda _, x=points: x):
             score = target(case.model, ids, types, len(part), first, last).sum()
         total += torch.autograd.grad(score, points)[0].sum(0)
+        yield
     with case.computing(precise=True) as model:
         scores = []
         for point in (words, empty):

@@ -1,7 +1,7 @@
 """Hold a model's activations, layer by layer, against those of another implementation.
 
     python -m inside.verify                      # the tiny model that comes along, with golden activations
-    python -m inside.verify bert-base-uncased    # any BERT checkpoint, against transformers where that is installed
+    python -m inside.verify bert-base-uncased    # any BERT or relative of it, against transformers where that is installed
     python -m inside.verify FOLDER --golden FILE.safetensors
 """
 
@@ -30,10 +30,9 @@ def build_parser(program):
 def run(options):
     """0 when all agree, 1 when something diverges."""
     from inside.activations import ACTIVATIONS, GOLDEN, activations, compare, first_divergence, probe
-    from model.source import resolve_model
     from model.weights import load_model
 
-    folder = GOLDEN if options.model is None else resolve_model(options.model).folder
+    folder = GOLDEN if options.model is None else comparable(options.model)
     golden = GOLDEN / ACTIVATIONS if options.model is None and options.golden is None else options.golden
     model, report = load_model(folder)
     ids, types, mask = probe(model.config)
@@ -54,6 +53,29 @@ def run(options):
             print(f"{one.name:14} largest difference {one.largest:.2e}, greatest value {one.scale:.3g}{mark}")
         print(f"the first to diverge is {first.name}" if first else "all agree")
     return 1 if first else 0
+
+
+def comparable(name):
+    """The folder of a model that transformers can read too; InputError for what it cannot, or reads as something else."""
+    from common.files import read_json
+    from model.adapters import is_adapter
+    from model.bert import BertConfig
+    from model.fusion import is_fusion
+    from model.source import resolve_model
+    from model.pruning import KEY
+    from model.weights import read_config, stored_quant
+    from prompt.loading import model_of_run
+
+    folder = resolve_model(str(model_of_run(name))).folder
+    if is_adapter(folder) or is_fusion(folder):
+        raise InputError(f"{name}: is an adapter; merge it first (python merge.py), or verify its base")
+    if not isinstance(read_config(folder), BertConfig):
+        raise InputError(f"{name}: is a decoder, and only a BERT or one of its relatives is compared layer by layer")
+    pruned = KEY in read_json(folder / "config.json")
+    if pruned or stored_quant(folder):
+        kind = "pruned, which transformers cannot read" if pruned else "stored in 4 bits"
+        raise InputError(f"{name}: is {kind}; verify the model that it was made of")
+    return folder
 
 
 def golden_activations(path):

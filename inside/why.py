@@ -44,7 +44,7 @@ class Why:
 
 def why(case):
     """The Why of a Case; InputError when no window could be scored."""
-    views = tuple(view for _, view in sorted((number, look(case, number, *rest)) for number, *rest in case.scores()))
+    views = tuple(look(case, *one) for one in case.scored)
     winner = case.best.window
     finite = [view for view in views if view.spans]
     null_window = min(finite, key=lambda view: (sum(view.null), view.number)).number
@@ -52,7 +52,7 @@ def why(case):
 
 
 def look(case, number, candidates, null):
-    """The WindowView of one window, from what `Case.scores` gave of it."""
+    """The WindowView of one window, from what `Case.scored` has of it."""
     prediction = case.window_prediction(number, candidates, null)
     offsets, windows = case.windows.offsets(number), case.windows
     return WindowView(

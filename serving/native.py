@@ -1,4 +1,4 @@
-"""The API proper: /api/qa, /api/qa/batch, /api/ask, health, information, metrics."""
+"""The API proper: /api/qa, /api/qa/batch, /api/explain, /api/ask, health, information, metrics."""
 
 import time
 
@@ -6,8 +6,11 @@ from fastapi import APIRouter, Request, Response
 
 from common.errors import InputError
 from serving.guard import Refused
+from serving.explain import Explanations
 from serving.metrics import CONTENT_TYPE
-from serving.schemas import AskAnswer, AskRequest, BatchAnswer, BatchRequest, Health, QaAnswer, QaRequest
+from serving.schemas import (
+    AskAnswer, AskRequest, BatchAnswer, BatchRequest, ExplainRequest, Explanation, Health, QaAnswer, QaRequest,
+)
 from serving.service import Asked
 
 
@@ -18,7 +21,7 @@ def asked_of(pair):
 
 def native_routes(service, metrics, documents=None):
     """The router. documents: serving.documents.Documents for /api/ask, or None."""
-    router = APIRouter()
+    router, explanations = APIRouter(), Explanations(service)
 
     @router.post("/api/qa", response_model=QaAnswer, response_model_exclude_unset=True)
     async def answer_question(request: Request, body: QaRequest):
@@ -34,6 +37,13 @@ def native_routes(service, metrics, documents=None):
         began = time.perf_counter()
         answers = await service.answer(request, [asked_of(pair) for pair in body.qa_pairs], body.deadline)
         return {"answers": answers, "seconds": time.perf_counter() - began}
+
+    as_page = {"description": "With `Accept: text/html`, a page that needs nothing else", "content": {"text/html": {}}}
+
+    @router.post("/api/explain", response_model=Explanation, responses={200: as_page})
+    async def explain_answer(request: Request, body: ExplainRequest):
+        """Why the model says what it says: the numbers behind its best span, layer by layer and word by word."""
+        return await explanations.explain(request, body, "text/html" in request.headers.get("accept", ""))
 
     @router.post("/api/ask", response_model=AskAnswer)
     async def ask_documents(request: Request, body: AskRequest):
@@ -59,7 +69,8 @@ def native_routes(service, metrics, documents=None):
     @router.get("/api/model/info")
     async def information() -> dict:
         """Which model answers, with what settings and limits."""
-        return service.information() | {"documents": None if documents is None else documents.counts()}
+        counts = None if documents is None else documents.counts()
+        return service.information() | {"documents": counts, "explanation_characters": explanations.characters}
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def prometheus():

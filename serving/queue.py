@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -35,6 +36,7 @@ class Busy(Exception):
 class Question:
     """One question in the queue; `future` gets its Prediction, Busy after `deadline` (of time.monotonic), or an error.
 
+    steps: other work to do with the model for it, a generator function of the Reader; what that returns is the result.
     Cancelling the future takes the question out: before its turn, or at the next forward pass.
     """
 
@@ -43,12 +45,13 @@ class Question:
     adapter: str | None
     offer_null: bool
     deadline: float
+    steps: Callable | None = None
     future: Future = field(default_factory=Future)
 
     @property
     def kind(self):
-        """What questions of one group have in common."""
-        return self.adapter, self.offer_null
+        """What questions of one group have in common; one with steps of its own is alone in its group."""
+        return self.adapter, self.offer_null, self.steps and id(self)
 
     @property
     def characters(self):
@@ -171,11 +174,13 @@ class AnswerQueue:
 
     def _steps(self, questions):
         """The Reader's steps for questions of one kind; a generator, so whatever goes wrong does so in a step."""
-        adapter, offer_null = questions[0].kind
+        first = questions[0]
+        if first.steps is not None:
+            return [(yield from first.steps(self.reader))]
         examples = [Example(str(n), q.question, q.context, None, "question") for n, q in enumerate(questions)]
         return (
             yield from self.reader.steps(
-                examples, adapter=adapter, offer_null=offer_null, tokens_per_batch=self.tokens_per_batch
+                examples, adapter=first.adapter, offer_null=first.offer_null, tokens_per_batch=self.tokens_per_batch
             )
         )
 

@@ -51,6 +51,13 @@ class BatchRequest(Strict):
     deadline: Seconds | None = None
 
 
+class ExplainRequest(Strict):
+    question: Text
+    context: Text
+    adapter: str | None = None
+    deadline: Seconds | None = None
+
+
 class AskRequest(Strict):
     question: Text
     top_k: int = Field(5, ge=1, description="answers to give")
@@ -87,6 +94,111 @@ class QaAnswer(BaseModel):
 class BatchAnswer(BaseModel):
     answers: list[QaAnswer]
     seconds: float
+
+
+class Stretch(BaseModel):
+    """context[start:end] == text, in code points."""
+
+    text: str
+    start: int
+    end: int
+
+
+class ScoredStretch(Stretch):
+    start_logit: float
+    end_logit: float
+    score: float = Field(description="their sum, less the length penalty")
+    probability: float
+
+
+class NullScore(BaseModel):
+    score: float
+    probability: float
+    threshold: float | None = Field(description='odds above which "no answer" is said; null: it never is')
+    odds: float | None = Field(description="the null's score less that of the best span")
+
+
+class Window(BaseModel):
+    """A part of the text: tokens first to last of it, code points start to end. null, best: scores; text: of the best."""
+
+    number: int
+    first: int
+    last: int
+    start: int
+    end: int
+    null: float
+    best: float | None
+    text: str
+
+
+class Token(BaseModel):
+    """A piece of the window that won; part: special, question or text. start, end: code points in that part."""
+
+    token: str
+    part: str
+    start: int | None
+    end: int | None
+
+
+class LensLayer(BaseModel):
+    """The span head on one hidden state, 0 for the embeddings': logits per token, and the best span it would say."""
+
+    start: list[float]
+    end: list[float]
+    best: str
+    score: float = Field(description="of the final answer here")
+    rank: int | None
+    null: float
+
+
+class Lens(BaseModel):
+    """appears: the hidden state from which on the answer is best; beaten: what was best before it."""
+
+    appears: int
+    beaten: str | None
+    layers: list[LensLayer]
+
+
+class Saliency(BaseModel):
+    """Integrated gradients of the best span's score, per token; missing: score less baseline less their sum."""
+
+    attributions: list[float]
+    score: float
+    baseline: float
+    missing: float
+    steps: int
+
+
+class Attention(BaseModel):
+    """data: base64 of zlib of bytes round(255 p): layer by layer, heads[layer] heads, size rows of size columns."""
+
+    heads: list[int]
+    size: int
+    data: str
+
+
+class Part(BaseModel):
+    name: str
+    parameters: int
+    seconds: float | None
+
+
+class Explanation(BaseModel):
+    """Tokens, lens, saliency and attention are of the window that won, number `winner`; answer null: "no answer"."""
+
+    question: str
+    context: str
+    answer: Stretch | None
+    best: ScoredStretch
+    n_best: list[ScoredStretch]
+    null: NullScore
+    windows: list[Window]
+    winner: int
+    tokens: list[Token]
+    lens: Lens
+    saliency: Saliency
+    attention: Attention
+    parts: list[Part]
 
 
 class Place(BaseModel):

@@ -89,11 +89,19 @@ class Service:
         thresholds = [self.threshold_of(a, one.no_answer) for a, one in zip(adapters, asked, strict=True)]
         for one in asked:
             self.check_top_k(one.top_k)
-        deadline = time.monotonic() + min(self.seconds, seconds or self.seconds)
+        deadline = self.deadline(seconds)
         questions = [
             Question(one.question, one.context, adapter, threshold is not None, deadline)
             for one, adapter, threshold in zip(asked, adapters, thresholds, strict=True)
         ]
+        return list(zip(await self.settled(request, questions), thresholds, strict=True))
+
+    def deadline(self, seconds=None):
+        """When a question that came now is given up, by time.monotonic; seconds: a shorter time than the server's."""
+        return time.monotonic() + min(self.seconds, seconds or self.seconds)
+
+    async def settled(self, request, questions):
+        """What the queue makes of some Questions; Busy, ClientLeft."""
         self.queue.submit(questions)
         answers = asyncio.gather(*(asyncio.wrap_future(question.future) for question in questions))
         leaving = asyncio.create_task(client_leaves(request))
@@ -102,7 +110,7 @@ class Service:
             if not answers.done():
                 answers.cancel()
                 raise ClientLeft
-            return list(zip(answers.result(), thresholds, strict=True))
+            return answers.result()
         finally:
             leaving.cancel()
             for question in questions:

@@ -1,12 +1,15 @@
 """Losses recorded in training, across an interruption, and what they say of a mislabelled question."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 import train
+from data.__main__ import main as lint_command
 from inside import data as command
 from inside.difficulty import EASY, HARD, LEARNED, SUSPECT, Question, difficulties
 from data.examples import Example
@@ -85,6 +88,53 @@ def test_the_command_tells_the_places(place, capsys):
     assert len(question.confidence) == 3 and all(0 < one <= 1 for one in question.confidence)
 
 
+def at(value, where):
+    """What stands in a JSON value at a place such as data[0].paragraphs[2]."""
+    for step in re.findall(r"\w+", where):
+        value = value[int(step) if step.isdigit() else step]
+    return value
+
+
+def test_the_linter_lists_them_beside_its_own(place, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(place / "with", run)
+    (run / "losses.bin").unlink()
+    file = LossFile(run / "losses.bin", np.arange(6))
+    for epoch, (never, forgotten) in enumerate([(9.0, 0.5), (4.0, 2.0)]):
+        file.take(np.arange(6), torch.tensor([0.1, forgotten, never, 0.1, 3.0 - 2.9 * epoch, 0.1]))
+        file.write(epoch + 1, epoch)
+    mine = tmp_path / "mine.json"  # the same bytes under another name
+    mine.write_bytes((place / "train.json").read_bytes())
+    other = tmp_path / "other.json"
+    other.write_text('[{"question": "who? ", "context": "me"}]')
+    assert lint_command([str(mine), str(other), "--losses", str(run), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    own, suspect, hard = report["findings"]
+    assert (own["kind"], own["file"]) == ("outer whitespace", str(other))
+    assert suspect["file"] == hard["file"] == str(mine)
+    assert (suspect["kind"], hard["kind"]) == (SUSPECT, HARD) == ("probably mislabelled", "hard")
+    assert report["totals"] == {"outer whitespace": 1, SUSPECT: 1, HARD: 1}
+    document = json.loads(mine.read_text())
+    wrong = at(document, suspect["where"])
+    assert wrong["answers"][0]["text"] == "past" and wrong is at(document, "data[0].paragraphs[2].qas[0]")
+    assert suspect["message"].endswith('labelled "past"; confidence by epoch 0.000, 0.018')
+    assert at(document, hard["where"]) is at(document, "data[0].paragraphs[1].qas[0]")
+    assert hard["message"].endswith("confidence by epoch 0.607, 0.135")
+    assert lint_command([str(place / "dev.json"), str(place / "train.json"), "--losses", str(run)]) == 1
+    assert f"probably mislabelled: 1 finding\n  {place / 'train.json'}: {suspect['where']}: " in capsys.readouterr().out
+    assert command.main([str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["findings"] == [
+        one | {"file": str(place / "train.json")} for one in (suspect, hard)
+    ]
+    for argv, words in (
+        ([place / "dev.json", "--losses", run], f"this run learned from other files: {place / 'train.json'}"),
+        ([mine, "--losses", run, "--repair", tmp_path / "x.json"], "--losses goes with the report alone"),
+        ([mine, "--losses", place / "without"], "recorded no losses"),
+    ):
+        assert lint_command([*map(str, argv)]) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_kinds():
     example = Example("1", "q", "c", (), "data[0]")
     kinds = {(0.9, 0.8): EASY, (0.01, 0.7): LEARNED, (0.6, 0.1): HARD, (0.01, 0.02): SUSPECT, (0.01,): HARD}
@@ -113,7 +163,8 @@ def test_refusals(place, tmp_path, capsys):
     changed.mkdir()
     config = json.loads((place / "with/config.json").read_text())
     config["data"]["train"][0]["sha256"] = "0"
+    config["data"]["train"].append({"path": "gone.json", "sha256": "0"})
     (changed / "config.json").write_text(json.dumps(config))
     (changed / "losses.bin").write_bytes(b"")
     assert command.main([str(changed)]) == 2
-    assert "changed since this run" in capsys.readouterr().err
+    assert "changed or moved since this run" in capsys.readouterr().err

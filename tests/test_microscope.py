@@ -62,6 +62,10 @@ def test_the_atlas_finds_the_two_heads(tmp_path, data, capsys):
     assert heads.main([str(data), "--model", str(tmp_path / "copy"), "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "whole model: exact match 100.00, F1 100.00"
+    assert lines[2] == "| F1 lost |     0 |     1 |     2 |    ff |" and lines[3] == "|---|---:|---:|---:|---:|"
+    assert lines[6] == "| block 2 |  0.00 |  0.00 |  0.00 |  0.00 |"
+    (copying,) = (loss["exact"] for loss in found["losses"] if loss["unit"] == "0.1")
+    assert lines[8].startswith("| EM lost | ") and lines[10] == f"| block 0 |  0.00 | {copying:5.2f} |  0.00 |  0.00 |"
     assert lines[-3:] == [
         "block  0  heads | █ |  feed-forward | |", "block  1  heads |  █|  feed-forward | |",
         "block  2  heads |   |  feed-forward | |",
@@ -75,11 +79,21 @@ def test_pruning_to_a_budget_saves_a_smaller_model_that_answers_the_same(tmp_pat
     assert found["before"]["exact"] == found["after"]["exact"] == 100.0
     assert found["after"]["parameters"] < found["before"]["parameters"]
     assert not {"0.1", "1.2"} & set(found["units"])
+    stored = tmp_path / "atlas.json"
+    stored.write_text(json.dumps(printed(heads.main, capsys, data, "--model", tmp_path / "copy")))
+    argv = data, "--model", tmp_path / "copy", "--atlas", stored, "--keep", 0.5, "--out", tmp_path / "stored"
+    assert printed(heads.main, capsys, *argv)["pruned"]["units"] == found["units"]
+    files = [(folder / "model.safetensors").read_bytes() for folder in (out, tmp_path / "stored")]
+    assert files[0] == files[1]
     smaller = Reader.load(out, device="cpu", precision="fp32")
     assert smaller.ask(*QUESTIONS[0][:2])[0].spans[0].text == "rome"
     assert sum(p.numel() for p in smaller.model.parameters()) == found["after"]["parameters"]
     again = printed(heads.main, capsys, data, "--model", out)  # a pruned model can be looked into, and pruned on
     assert again["exact"] == 100.0 and len(again["losses"]) == 12 - len(found["units"])
+    for text in ("[]", '{"losses": 3}', json.dumps(again), json.dumps(again | {"questions": 3})):
+        stored.write_text(text)
+        refused = sentence(heads.main, capsys, data, "--model", tmp_path / "copy", "--atlas", stored)
+        assert "atlas.json: not what python -m inside.heads --json wrote of this model and 4 questions" in refused
     refusals = {
         (data, "--keep", 0.5): "give both or neither", (data, "--keep", 0.5, "--out", out): "is there already",
         (data, "--keep", 0.01, "--out", tmp_path / "n", "--model", tmp_path / "copy"): "is the least that can stay",

@@ -121,7 +121,7 @@ def metrics(client):
 
 def test_the_manual_and_the_page_bring_all_they_need(client):
     description = client.get("/openapi.json").json()
-    assert {"/api/qa", "/api/qa/batch", "/api/ask", "/api/chat", "/v1/chat/completions", "/"} <= set(description["paths"])
+    assert {"/api/qa", "/api/qa/batch", "/api/explain", "/api/ask", "/api/chat", "/v1/chat/completions", "/"} <= set(description["paths"])
     for path in ("/docs", "/"):
         page = client.get(path)
         assert page.headers["content-type"].startswith("text/html")

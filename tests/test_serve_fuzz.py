@@ -16,11 +16,20 @@ from serving.documents import Documents
 from tests.live_server import live
 from tests.test_retrieval import fill
 
+
+
+def not_broken(context, response, case):
+    """No 5xx, but the 503 of a deadline that could not be met: 1e-103 seconds are allowed too."""
+    if response.status_code == 503 and response.json() == {"error": "the answer was not ready in time"}:
+        return None
+    return not_a_server_error(context, response, case)
+
+
 CHECKS = (
-    not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance,
+    not_broken, status_code_conformance, content_type_conformance, response_schema_conformance,
     negative_data_rejection,
 )
-OPERATIONS, WITH_BODY = 17, 9
+OPERATIONS, WITH_BODY = 18, 10
 EXAMPLES = 5
 
 

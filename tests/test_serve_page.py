@@ -1,5 +1,6 @@
 """The page at /, in a headless Chromium: what a person sees, types and is kept from."""
 
+import json
 import re
 
 import pytest
@@ -80,6 +81,18 @@ def example(question, text):
     from data.examples import Example
 
     return Example("q", question, text, None, "here")
+
+
+def test_why_is_saved_as_a_page(watched, adapted_reader, tmp_path):
+    watched.ask("Who built the mill?", TEXT)
+    with watched.page.expect_download() as download:
+        watched.page.click("text=Why?")
+    assert download.value.suggested_filename == "why.html"
+    download.value.save_as(tmp_path / "why.html")
+    (prediction,) = adapted_reader.predict([example("Who built the mill?", TEXT)])
+    assert f'"best": {{"text": {json.dumps(prediction.spans[0].text)}, ' in (tmp_path / "why.html").read_text(encoding="utf-8")
+    watched.ask("Who built the mill?", TEXT * 200)
+    assert watched.page.locator("text=Why?").count() == 0  # more than the server explains
 
 
 def test_runners_up_are_fainter(watched):

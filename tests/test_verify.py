@@ -1,6 +1,7 @@
 """`python -m inside.verify`: agreement with golden and live activations, and where a damaged model departs."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,7 +11,11 @@ from safetensors.torch import load_file, save_file
 from bench import activations as bench
 from inside import verify
 from inside.activations import ACTIVATIONS, GOLDEN, Layer, compare, first_divergence, probe
+from answering.reader import Reader
+from model.pruning import prune
 from model.weights import read_config
+from tests.tiny_adapters import make_adapters
+from tests.tiny_families import FAMILIES, make_family_folder
 
 NAMES = ["hidden.0", "attention.0", "hidden.1", "attention.1", "hidden.2", "attention.2", "hidden.3", "start_logits",
          "end_logits"]
@@ -61,6 +66,39 @@ def test_the_first_place_that_diverges_is_named(tmp_path, capsys, tensor, place)
     assert found["first_divergence"] == place
     assert verify.main([str(tmp_path / "model"), "--golden", str(GOLDEN / ACTIVATIONS)]) == 1
     assert capsys.readouterr().out.endswith(f"the first to diverge is {place}\n")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_relatives_agree_and_a_damaged_one_does_not(tmp_path, capsys, family):
+    pytest.importorskip("transformers")
+    folder = make_family_folder(tmp_path / "model", family)
+    found = printed(capsys, folder)
+    assert [row["name"] for row in found["layers"]] == NAMES and found["first_divergence"] is None
+    assert all(row["scale"] > 0.1 for row in found["layers"])
+    assert bench.main([str(folder), "--out", str(tmp_path / "golden.safetensors")]) == 0
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if re.search(r"layer\.1\.(output|ffn\.lin2).*weight", name))
+    tensors[name].view(-1)[0] += 0.01
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert printed(capsys, folder, "--golden", tmp_path / "golden.safetensors", code=1)["first_divergence"] == "hidden.2"
+
+
+def test_what_transformers_cannot_read_is_refused(tmp_path, tiny_folder, decoder_place, capsys):
+    reader = Reader.load(tiny_folder, device="cpu", precision="fp32")
+    pruned, four_bit = tmp_path / "pruned", tmp_path / "four"
+    pruned.mkdir(), four_bit.mkdir()
+    Reader.load(tiny_folder, device="cpu", precision="fp32", quant="nf4").save(four_bit)
+    prune(reader.model, {1: [2]}, [], [torch.zeros(35)] * 3, [torch.zeros(35)] * 3)
+    reader.save(pruned)
+    adapter, _ = make_adapters(tmp_path, tiny_folder)
+    for folder, words in {
+        adapter: "is an adapter; merge it first (python merge.py), or verify its base",
+        decoder_place[1]: "is a decoder, and only a BERT or one of its relatives is compared",
+        pruned: "is pruned, which transformers cannot read; verify the model that it was made of",
+        four_bit: "is stored in 4 bits; verify the model that it was made of",
+    }.items():
+        assert verify.main([str(folder)]) == 2
+        assert f"{folder}: {words}" in capsys.readouterr().err
 
 
 def test_refusals(tmp_path, tiny_folder, capsys, monkeypatch):
