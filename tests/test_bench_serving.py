@@ -17,7 +17,7 @@ def test_open_counts_what_is_found_and_answered(tiny_folder, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "7 passages, 7 questions, 3 of them answered"  # those without an answer have no paragraph to find
     assert [line.split(":")[0] for line in lines if "recall" in line] == ["both", "bm25", "vectors"]
-    assert sum("  rank weight" in line for line in lines) == 6
+    assert sum("rank weight" in line for line in lines) == 6
     examples = [example for example in read_dataset([data]).examples if example.answers]
     ranker = Bm25([example.context for example in examples])
     found = sum(ranks(ranker.scores(e.question))[number] <= 5 for number, e in enumerate(examples))
