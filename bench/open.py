@@ -95,7 +95,8 @@ def main(argv=None):
         for ranking in options.rank:
             began = time.perf_counter()
             collection.ranker = make_ranker(
-                texts, ranking, lambda: lambda wanted, progress=None: np.stack([vectors[text] for text in wanted])
+                texts, ranking, lambda: lambda wanted: np.stack([vectors[text] for text in wanted]),
+                lambda look_up: look_up(texts),
             )
             shares = recall(collection, examples, own, (1, 5, 20))
             found = answer(collection, reader, sample, options.passages, known)

@@ -8,6 +8,7 @@ import numpy as np
 from common.choices import RANKINGS
 from data.examples import Example
 from retrieval.files import read_folder
+from retrieval.kept import kept_file, kept_vectors
 from retrieval.passages import passages_of
 from retrieval.ranking import Bm25, Fusion, VectorRanker, best
 
@@ -54,23 +55,37 @@ class Collection:
         }
 
 
-def open_collection(folder, ranking, embedder, progress=None):
-    """(Collection, notices) of a folder. embedder: called for an Embedder where `ranking` wants vectors."""
+def open_collection(folder, ranking, embedder, progress=None, cache=None):
+    """(Collection, notices) of a folder. embedder: called for an Embedder where `ranking` wants vectors.
+
+    cache: a folder that keeps vectors from start to start (see retrieval/kept.py); None keeps none.
+    """
     documents, notices = read_folder(folder)
     passages = [p for number, document in enumerate(documents) for p in passages_of(number, document.text)]
     texts = [documents[p.document].text[p.start : p.end] for p in passages]
-    return Collection(documents, passages, make_ranker(texts, ranking, embedder, progress)), notices
+
+    def encode(embed):
+        if cache is None:
+            return embed(texts, progress)
+        vectors, remarks = kept_vectors(texts, embed, kept_file(cache, folder, embed), progress)
+        notices.extend(remarks)
+        return vectors
+
+    return Collection(documents, passages, make_ranker(texts, ranking, embedder, encode)), notices
 
 
-def make_ranker(texts, ranking, embedder, progress=None):
-    """The ranker called `ranking`, one of RANKINGS, over the texts of passages."""
+def make_ranker(texts, ranking, embedder, encode):
+    """The ranker called `ranking`, one of RANKINGS, over the texts of passages.
+
+    embedder() gives what makes vectors of questions, and encode(that) the vectors (P, D) of the texts.
+    """
     assert ranking in RANKINGS
     rankers = []
     if ranking in ("both", "bm25"):
         rankers.append(Bm25(texts))
     if ranking in ("both", "vectors"):
         embed = embedder()
-        rankers.append(VectorRanker(embed(texts, progress), embed))
+        rankers.append(VectorRanker(encode(embed), embed))
     return rankers[0] if len(rankers) == 1 else Fusion(tuple(rankers))
 
 
