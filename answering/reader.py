@@ -257,7 +257,8 @@ class Reader:
         for first in range(0, len(examples), self.way.chunk_questions):
             chunk = examples[first : first + self.way.chunk_questions]
             steps = self.way.steps(
-                chunk, settings, adapter=adapter, offer_null=offer_null, tokens_per_batch=tokens_per_batch, lanes=lanes
+                chunk, settings, adapters=[adapter] * len(chunk), offer_nulls=[offer_null] * len(chunk),
+                tokens_per_batch=tokens_per_batch, lanes=lanes,
             )
             yield from run_steps(steps, progress)
 
@@ -266,11 +267,20 @@ class Reader:
 
         A generator: each step is one forward pass, or the first one without any, and gives the number of questions
         that it finished; what it returns is the list of Predictions. All examples are tokenised by the first step.
+        adapter and offer_null may be lists, too, with one for each example: see `sharing`.
         """
-        adapter, settings, offer_null = self._choices(adapter, offer_null)
+        given = [one if isinstance(one, list) else [one] * len(examples) for one in (adapter, offer_null)]
+        chosen = [self._choices(*one) for one in zip(*given, strict=True)]
+        assert len({self.sharing(name) for name, _, _ in chosen}) <= 1, "these adapters do not share passes"
+        settings = chosen[0][1] if chosen else self.settings
         return self.way.steps(
-            examples, settings, adapter=adapter, offer_null=offer_null, tokens_per_batch=tokens_per_batch
+            examples, settings, adapters=[name for name, _, _ in chosen], offer_nulls=[null for _, _, null in chosen],
+            tokens_per_batch=tokens_per_batch,
         )
+
+    def sharing(self, adapter):
+        """What adapters have in common whose questions may share forward passes: equal, and hashable."""
+        return self.way.sharing(adapter, self.all_settings[adapter])
 
     def _choices(self, adapter, offer_null):
         """(adapter, its settings, offer_null) with what was left open filled in."""

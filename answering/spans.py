@@ -72,18 +72,29 @@ class SpanReading:
         """The same with labels."""
         return self.windows(examples, settings, progress, with_labels=True, references=references, on_disk=True)
 
-    def steps(self, examples, settings, *, adapter, offer_null, tokens_per_batch, lanes=1):
-        """A generator that answers, one forward pass a step; see Reader.steps. lanes: passes at the same time."""
+    def sharing(self, adapter, settings):
+        """See Reader.sharing: rows of a batch may go through different adapters, but are cut and decoded alike."""
+        return settings.windows, settings.decode
+
+    def steps(self, examples, settings, *, adapters, offer_nulls, tokens_per_batch, lanes=1):
+        """A generator that answers, one forward pass a step; see Reader.steps. adapters, offer_nulls: of each example.
+
+        lanes: passes at the same time.
+        """
         windows = self.windows(examples, settings)
         first_windows = np.searchsorted(windows.example, np.arange(len(examples)))
         found = [QuestionSpans() for _ in examples]
         count = QuestionCount(windows.example, len(examples))
         yield count.finished
         n_best = settings.decode.n_best
+
+        def score(batch):
+            names = [adapters[example] for example in windows.example[batch]]
+            return self.score(windows, batch, names if len(set(names)) > 1 else names[0], settings.decode)
+
         batches = self.batches(windows, tokens_per_batch)
         lanes = lanes if len(batches) >= 2 * lanes else 1  # a few batches are done sooner with all cores on each
-        scored = in_lanes(lambda batch: self.score(windows, batch, adapter, settings.decode), batches, lanes)
-        for batch, (candidates, nulls) in scored:
+        for batch, (candidates, nulls) in in_lanes(score, batches, lanes):
             for row, window in enumerate(batch):
                 example = windows.example[window]
                 found[example].add(
@@ -91,7 +102,10 @@ class SpanReading:
                     [x[row] for x in candidates], nulls[row], n_best,
                 )
             yield count.done(batch)
-        return [spans.prediction(example, n_best, offer_null) for example, spans in zip(examples, found, strict=True)]
+        return [
+            spans.prediction(example, n_best, offer_null)
+            for example, spans, offer_null in zip(examples, found, offer_nulls, strict=True)
+        ]
 
     def batches(self, windows, tokens_per_batch=None):
         """Windows of similar length together, in mixed order so that the progress bar's rate is honest."""
@@ -103,11 +117,16 @@ class SpanReading:
 
     @torch.inference_mode()
     def logits(self, windows, batch, adapter):
-        """Start and end logits (B, T) fp32 of a batch of windows, and the batch as tensors, all on the device."""
+        """Start and end logits (B, T) fp32 of a batch of windows, and the batch as tensors, all on the device.
+
+        adapter: the one for all of them, or a list with one for each.
+        """
         self.model.eval()
         tensors = to_tensors(windows.fill(batch), self.device)
-        switch = switch_of(self.model)
-        with autocast(self.device, self.precision), switch.using(adapter) if switch else nullcontext():
+        choose = nullcontext
+        if (switch := switch_of(self.model)) is not None:
+            choose = switch.rows if isinstance(adapter, list) else switch.using
+        with autocast(self.device, self.precision), choose(adapter):
             start, end = self.model(tensors["input_ids"], tensors["token_type_ids"], tensors["attention_mask"])
         return start, end, tensors
 

@@ -61,8 +61,14 @@ class SpokenAnswers:
         place = {} if talks(examples) else {"on_disk": True}
         return self.windows(examples, settings, progress, with_labels=True, references=references, **place)
 
-    def steps(self, examples, settings, *, adapter, offer_null, tokens_per_batch, lanes=1):
-        """A generator that answers, one batch a step; see Reader.steps. lanes: not used, as sampling draws in order.
+    def sharing(self, adapter, settings):
+        """See Reader.sharing: prompts share what was read of their text, through one adapter."""
+        return adapter, settings
+
+    def steps(self, examples, settings, *, adapters, offer_nulls, tokens_per_batch, lanes=1):
+        """A generator that answers, one batch a step; see Reader.steps. adapters, offer_nulls: of each example.
+
+        lanes: not used, as sampling draws in order.
 
         Bound to the text, a span's start_logit is the log-probability of the whole answer and its end_logit 0; the
         null's likewise of the no-answer phrase, the least over the windows. Unbound there is one span and no null: the
@@ -76,7 +82,7 @@ class SpokenAnswers:
         count = QuestionCount(prompts.example, len(examples))
         yield count.finished
         for batch, shared in batches_of(prompts, tokens_per_batch or TOKENS_PER_BATCH):
-            with torch.inference_mode(), self.computing(adapter):
+            with torch.inference_mode(), self.computing(adapters[prompts.example[batch[0]]]):
                 prefix = self.read(prompts, batch, shared)
                 if free:
                     results = self.speak(prefix, prompts, batch, settings, generator)
@@ -87,7 +93,10 @@ class SpokenAnswers:
                 found[number].add_answer(int(prompt - firsts[number]), *result)
             yield count.done(batch)
         n_best = settings.n_best
-        return [said.prediction(example, n_best, offer_null) for example, said in zip(examples, found, strict=True)]
+        return [
+            said.prediction(example, n_best, offer_null)
+            for example, said, offer_null in zip(examples, found, offer_nulls, strict=True)
+        ]
 
     def computing(self, adapter):
         """A context in which the model computes as it was loaded to, through one adapter."""

@@ -3,12 +3,15 @@
 Starts serve.py on loopback itself and asks nobody else. First a few clients that each wait for their answers find the rate
 it can sustain; then questions are sent at `--factor` times that rate, whether or not answers come, for `--seconds`. Said
 at the end: answers a second then and before, how many were refused with 503 and how quickly, whether each answer is
-the one that the model gives alone, and the server's memory from beginning to end. docs/results.md has the numbers.
+the one that the model gives alone, and the server's memory from beginning to end. Then, still under that load, the server
+is killed and started again: until it is back clients may see broken connections, and never a wrong answer.
+docs/results.md has the numbers.
 """
 
 import argparse
 import asyncio
 import json
+import math
 import re
 import signal
 import subprocess
@@ -16,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -30,29 +34,59 @@ SAMPLE = [ROOT / "data" / "sample" / "train.json"]
 START_SECONDS = 180
 MAX_SECONDS = 3600
 CLOSE = 0.02  # two candidates whose probabilities are this close may change places when the batch is another one
+CLOSE_ODDS = 0.2  # likewise the null odds and the threshold
+KILL_SECONDS = 5  # of load before the kill
+ANSWERED, REFUSED, WRONG = "answered", "refused", "wrong"
+BROKEN_CONNECTION = {"ConnectError", "ReadError", "RemoteProtocolError", "WriteError"}
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the model says alone. places, probabilities: of its best spans; nothing: by how much, in null odds, "no
+    answer" wins: below 0 where it does not, infinite where only one of the two can be.
+    """
+
+    places: list
+    probabilities: list
+    nothing: float
 
 
 def expected_answers(model, examples, precision):
-    """{question id: (places of the best spans, their probabilities)} of the model on its own."""
+    """{question id: Expected} of the model on its own."""
     reader = Reader.load(model, precision=precision, device="cpu")
+    threshold = reader.settings.null_threshold
     return {
-        prediction.id: ([(s.start, s.end) for s in prediction.spans], [s.probability for s in prediction.spans])
+        prediction.id: Expected(
+            [(s.start, s.end) for s in prediction.spans], [s.probability for s in prediction.spans],
+            margin(prediction, threshold),
+        )
         for prediction in reader.predict(examples)
     }
 
 
-def is_right(reply, expected):
-    """Whether an answer is the best one, or as good as the best one."""
-    places, probabilities = expected
+def margin(prediction, threshold):
+    """Expected.nothing of a Prediction."""
+    if not prediction.spans:
+        return math.inf
+    return -math.inf if threshold is None else prediction.null_odds - threshold
+
+
+def is_right(reply, context, expected):
+    """Whether an answer, or that there is none, is what the model says alone, or as good as that."""
+    if reply["start"] is None:
+        return reply["answer"] == "" and expected.nothing > -CLOSE_ODDS
     place = reply["start"], reply["end"]
-    return place in places and probabilities[places.index(place)] >= probabilities[0] - CLOSE
+    return (
+        expected.nothing < CLOSE_ODDS and reply["answer"] == context[slice(*place)] and place in expected.places
+        and expected.probabilities[expected.places.index(place)] >= expected.probabilities[0] - CLOSE
+    )
 
 
 class Tally:
     """What came of the requests of one phase."""
 
     def __init__(self):
-        self.outcomes, self.seconds = Counter(), {"answered": [], "refused": []}
+        self.outcomes, self.seconds = Counter(), {ANSWERED: [], REFUSED: []}
 
     async def ask(self, client, example, expected):
         """One request, from sending to tallying."""
@@ -64,11 +98,15 @@ class Tally:
             return
         took = time.perf_counter() - began
         if reply.status_code == 200:
-            self.outcomes["answered" if is_right(reply.json(), expected[example.id]) else "wrong"] += 1
-            self.seconds["answered"].append(took)
+            try:
+                right = is_right(reply.json(), example.context, expected[example.id])
+            except (ValueError, KeyError, TypeError):  # half of an answer
+                right = False
+            self.outcomes[ANSWERED if right else WRONG] += 1
+            self.seconds[ANSWERED].append(took)
         elif reply.status_code == 503 and "retry-after" in reply.headers:
-            self.outcomes["refused"] += 1
-            self.seconds["refused"].append(took)
+            self.outcomes[REFUSED] += 1
+            self.seconds[REFUSED].append(took)
         else:
             self.outcomes[f"status {reply.status_code}"] += 1
 
@@ -90,19 +128,21 @@ async def sustainable(client, examples, expected, clients, seconds):
 
     began = time.perf_counter()
     await asyncio.gather(*map(one, range(clients)))
-    return tally.outcomes["answered"] / (time.perf_counter() - began), tally
+    return tally.outcomes[ANSWERED] / (time.perf_counter() - began), tally
 
 
-async def overload(client, examples, expected, rate, seconds, sample_memory):
-    """Send `rate` questions a second for `seconds`, on time; wait for what is still out. Gives (Tally, seconds)."""
+async def overload(client, examples, expected, rate, goes_on):
+    """Send `rate` questions a second, on time, while goes_on(seconds since the first); wait for what is still out.
+
+    Gives (Tally, seconds until the last answer).
+    """
     tally, out, began, number = Tally(), set(), time.perf_counter(), 0
-    while (now := time.perf_counter() - began) < seconds:
+    while goes_on(now := time.perf_counter() - began):
         while number < now * rate:
             task = asyncio.create_task(tally.ask(client, examples[number % len(examples)], expected))
             out.add(task)
             task.add_done_callback(out.discard)
             number += 1
-        sample_memory(now)
         await asyncio.sleep(0.01)
     await asyncio.gather(*out)
     return tally, time.perf_counter() - began
@@ -113,50 +153,103 @@ def resident_bytes(pid):
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) * 1024
 
 
-def start_server(options, output):
-    """(process, url) of a serve.py that listens."""
-    command = [
-        sys.executable, ROOT / "serve.py", "--model", options.model, "--port", "0", "--queue", str(options.queue),
-        "--precision", options.precision, "--device", "cpu",
-    ]
-    process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=output, stdin=subprocess.DEVNULL)
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        output.seek(0)
-        if found := re.search(rb"listening on (http://127\.0\.0\.1:\d+)", output.read()):
-            return process, found[1].decode()
-        time.sleep(0.1)
-    process.kill()
-    process.wait()
-    output.seek(0)
-    last = output.read().decode(errors="replace").strip().rpartition("\n")[2]
-    raise InputError(f"the server does not listen; the last it said: {last}")
+class Server:
+    """serve.py on a free port of loopback, as a process of its own. output: a file for all that it says."""
+
+    def __init__(self, options, output):
+        self.options, self.output, self.port = options, output, 0
+        self.start()
+
+    def start(self):
+        """Start it, again on the same port, and wait until it listens; InputError when it does not."""
+        options, began = self.options, self.output.seek(0, 2)
+        command = [
+            sys.executable, ROOT / "serve.py", "--model", options.model, "--port", self.port, "--queue", options.queue,
+            "--precision", options.precision, "--device", "cpu",
+        ]
+        self.process = subprocess.Popen(
+            list(map(str, command)), stdout=self.output, stderr=self.output, stdin=subprocess.DEVNULL
+        )
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end and self.process.poll() is None:
+            if found := re.search(rb"listening on (http://127\.0\.0\.1:(\d+))", self.said(began)):
+                self.url, self.port = found[1].decode(), int(found[2])
+                return
+            time.sleep(0.1)
+        self.kill()
+        last = self.said(began).decode(errors="replace").strip().rpartition("\n")[2]
+        raise InputError(f"the server does not listen; the last it said: {last}")
+
+    def said(self, began):
+        with open(self.output.name, "rb") as file:
+            file.seek(began)
+            return file.read()
+
+    def kill(self):
+        """SIGKILL: nothing is finished, nothing is said."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self):
+        """SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(120)
 
 
-async def measure(options, url, pid, examples, expected):
+async def killed(server, client, examples, expected, rate):
+    """(Tally of the load while the server is killed in the middle of it and comes back, seconds that it was away)."""
+    away = []
+
+    async def kill_and_start():
+        await asyncio.sleep(KILL_SECONDS)
+        began = time.perf_counter()
+        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(server.start)
+        away.append(time.perf_counter() - began)
+
+    task = asyncio.create_task(kill_and_start())
+    tally, _ = await overload(client, examples, expected, rate, lambda now: not task.done())
+    await task
+    return tally, away[0]
+
+
+async def measure(options, server, examples, expected):
     """Print what happens; the number of things that should not have happened."""
     memory = []
 
-    def sample_memory(now):
+    def goes_on(now):
         if not memory or now - memory[-1][0] >= 1:
-            memory.append((now, resident_bytes(pid)))
+            memory.append((now, resident_bytes(server.process.pid)))
+        return now < options.seconds
 
     limits = httpx.Limits(max_connections=options.queue + 200)
-    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=120, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=120, limits=limits) as client:
         warm = min(options.warm_seconds, options.seconds)
         rate, before = await sustainable(client, examples, expected, options.clients, warm)
-        print(f"sustained: {rate:.1f} answers a second, {options.clients} clients, {before.percentiles('answered')}", flush=True)
-        tally, took = await overload(
-            client, examples, expected, options.factor * rate, options.seconds, sample_memory
-        )
-    answered = tally.outcomes["answered"] / took
-    print(f"at {options.factor:g} times that for {options.seconds:g} s: {answered:.1f} answers a second; {dict(tally.outcomes)}")
-    print(f"answered in {tally.percentiles('answered')}; refused in {tally.percentiles('refused')}")
-    settled = [size for now, size in memory if now >= 0.1 * options.seconds]
-    print(f"memory: {memory[0][1] / 1e6:.0f} MB at first, then {min(settled) / 1e6:.0f} to {max(settled) / 1e6:.0f}, "
-          f"{settled[-1] / 1e6:.0f} at the end")
-    expected_outcomes = {"answered", "refused"}
-    return sum(n for phase in (before, tally) for what, n in phase.outcomes.items() if what not in expected_outcomes)
+        print(f"sustained: {rate:.1f} answers a second, {options.clients} clients, {before.percentiles(ANSWERED)}", flush=True)
+        rate = max(rate, 1 / warm)  # where nothing was answered in time
+        tally, took = await overload(client, examples, expected, options.factor * rate, goes_on)
+        answered = tally.outcomes[ANSWERED] / took
+        print(f"at {options.factor:g} times that for {options.seconds:g} s: {answered:.1f} answers a second "
+              f"({100 * answered / rate:.0f} %); {dict(tally.outcomes)}")
+        print(f"answered in {tally.percentiles(ANSWERED)}; refused in {tally.percentiles(REFUSED)}")
+        settled = [size for now, size in memory if now >= 0.1 * options.seconds]
+        print(f"memory: {memory[0][1] / 1e6:.0f} MB at first, then {min(settled) / 1e6:.0f} to {max(settled) / 1e6:.0f}, "
+              f"{settled[-1] / 1e6:.0f} at the end", flush=True)
+        during, away = await killed(server, client, examples, expected, options.factor * rate)
+        print(f"killed under that load, and back after {away:.1f} s: {dict(during.outcomes)}", flush=True)
+    async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=120) as client:
+        _, after = await sustainable(client, examples, expected, options.clients, warm / 4)
+        print(f"after that: {dict(after.outcomes)}")
+    return (
+        faults(before, {ANSWERED}) + faults(tally, {ANSWERED, REFUSED}) + faults(after, {ANSWERED})
+        + faults(during, {ANSWERED, REFUSED, *BROKEN_CONNECTION})
+    )
+
+
+def faults(tally, allowed):
+    """How many requests ended in another way."""
+    return sum(count for outcome, count in tally.outcomes.items() if outcome not in allowed)
 
 
 def main(argv=None):
@@ -179,14 +272,13 @@ def main(argv=None):
         examples = read_dataset(options.data).examples[: options.questions]
         expected = expected_answers(options.model, examples, options.precision)
         with tempfile.NamedTemporaryFile(prefix="bareqa-load-", suffix=".log") as output:
-            process, url = start_server(options, output)
+            server = Server(options, output)
             try:
-                faults = asyncio.run(measure(options, url, process.pid, examples, expected))
+                found = asyncio.run(measure(options, server, examples, expected))
             finally:
-                process.send_signal(signal.SIGTERM)
-                code = process.wait(120)
-        print(json.dumps({"faults": faults, "server_exit_code": code}))
-        return 1 if faults or code else 0
+                code = server.stop()
+        print(json.dumps({"faults": found, "server_exit_code": code}))
+        return 1 if found or code else 0
     except InputError as error:
         print(f"bench.load: {error}", file=sys.stderr)
         return 2

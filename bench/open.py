@@ -45,20 +45,19 @@ def recall(collection, examples, own, counts):
 
 def answer(collection, reader, examples, count, known):
     """[(passages, predictions)] of each example; `known` keeps predictions from ranking to ranking."""
-    found = []
-    for example in tqdm(examples, desc="reading", disable=None):
-        passages = collection.search(example.question, count)
-        new = [p for p in passages if (example.id, p) not in known]
-        predictions = reader.predict(to_read(collection, example.question, new), offer_null=False)
-        known |= {(example.id, p): prediction for p, prediction in zip(new, predictions, strict=True)}
-        found.append((passages, [known[example.id, p] for p in passages]))
-    return found
+    passages = [collection.search(example.question, count) for example in examples]
+    new = [(e, p) for e, found in zip(examples, passages, strict=True) for p in found if (e.id, p) not in known]
+    to_answer = [one for e, p in new for one in to_read(collection, e.question, [p])]
+    with tqdm(total=len(new), desc="reading", disable=None) as bar:
+        for (example, passage), prediction in zip(new, reader.predict(to_answer, progress=bar), strict=True):
+            known[example.id, passage] = prediction
+    return [(found, [known[e.id, p] for p in found]) for e, found in zip(examples, passages, strict=True)]
 
 
-def score(examples, found, rank_weight):
+def score(examples, found, null_threshold, rank_weight):
     """Exact match and F1 of the best answer to each question, by evaluate-v1.1's rules."""
     texts = {
-        example.id: answers[0].span.text if (answers := rank_answers(*pair, None, 1, rank_weight)) else ""
+        example.id: answers[0].span.text if (answers := rank_answers(*pair, null_threshold, 1, rank_weight)) else ""
         for example, pair in zip(examples, found, strict=True)
     }
     return evaluate_v1(references_of(examples), texts)
@@ -72,6 +71,7 @@ def main(argv=None):
     parser.add_argument("--rank", nargs="+", choices=RANKINGS, default=RANKINGS)
     parser.add_argument("--passages", type=int, default=5, help="read for each question")
     parser.add_argument("--questions", type=int, default=2000, help="answered, a fixed sample")
+    parser.add_argument("--skip", type=int, default=0, help="questions of the drawn order left out: another sample")
     parser.add_argument("--paragraphs", type=int, help="only the first so many, for a quick try")
     parser.add_argument("--rank-weight", type=float, nargs="+", default=[RANK_WEIGHT])
     parser.add_argument("--seed", type=int, default=0)
@@ -84,7 +84,8 @@ def main(argv=None):
             examples = [example for example, number in zip(examples, own, strict=True) if number < options.paragraphs]
             collection, own = collect(examples)
         reader = Reader.load(options.model, precision=options.precision)
-        sample = random.Random(options.seed).sample(examples, min(options.questions, len(examples)))
+        shuffled = random.Random(options.seed).sample(examples, len(examples))
+        sample = shuffled[options.skip : options.skip + options.questions]
         embedder, known = Embedder(sentence_reader(reader)), {}
         print(f"{len(collection.passages)} passages, {len(examples)} questions, {len(sample)} of them answered")
         texts = [document.text for document in collection.documents]
@@ -94,14 +95,17 @@ def main(argv=None):
         for ranking in options.rank:
             began = time.perf_counter()
             collection.ranker = make_ranker(
-                texts, ranking, lambda: lambda wanted, progress=None: np.stack([vectors[text] for text in wanted])
+                texts, ranking, lambda: lambda wanted: np.stack([vectors[text] for text in wanted]),
+                lambda look_up: look_up(texts),
             )
             shares = recall(collection, examples, own, (1, 5, 20))
             found = answer(collection, reader, sample, options.passages, known)
             print(f"{ranking}: " + ", ".join(f"recall@{k} {share:.2f}" for k, share in shares.items()), flush=True)
-            for weight in options.rank_weight:
-                scores = score(sample, found, weight)
-                print(f"  rank weight {weight}: EM {scores['exact_match']:.2f}, F1 {scores['f1']:.2f}")
+            for threshold in dict.fromkeys((reader.settings.null_threshold, None)):
+                for weight in options.rank_weight:
+                    scores = score(sample, found, threshold, weight)
+                    name = "always answering" if threshold is None else "null threshold as stored"
+                    print(f"  {name}, rank weight {weight}: EM {scores['exact_match']:.2f}, F1 {scores['f1']:.2f}")
             print(f"  {time.perf_counter() - began:.0f} s", flush=True)
     except InputError as error:
         print(f"bench.open: {error}", file=sys.stderr)

@@ -1,10 +1,12 @@
 """Questions about a folder of documents: answers as plain lines, and the prompt."""
 
+import os
 import re
 import time
 from collections import namedtuple
 
 from data.documents import counted
+from data.download import cache_folder
 from prompt.answers import NOT_FOUND
 from prompt.display import isolated, one_line, show_span
 from prompt.session import TOP, percent, refuse_top
@@ -24,9 +26,11 @@ def load_collection(options, reader, note):
     """The Collection of options.docs, ranked as options.rank says; note(sentence) is told what there is."""
     from tqdm import tqdm
 
+    cache = cache_folder(os.environ) / "vectors" if options.cache is None else options.cache
     with tqdm(desc="reading", unit=" passages", disable=None, leave=False) as bar:
         collection, notices = open_collection(
-            options.docs, options.rank, lambda: Embedder(sentence_reader(reader)), bar
+            options.docs, options.rank, lambda: Embedder(sentence_reader(reader)), bar,
+            None if str(cache) == "none" else cache,
         )
     for notice in notices:
         note(f"note: {notice}")

@@ -37,6 +37,8 @@ INFER_OPTIONS = (
            DOCUMENTS, metavar="FOLDER"),
     Option("rank", str, "both", "Find passages by their words (bm25), by MiniLM's vectors, or by both.", DOCUMENTS,
            choices=RANKINGS),
+    Option("cache", Path, None, "Folder that keeps the passages' vectors for the next start, or none; unset: vectors/ in "
+           "$BAREQA_CACHE or in the user's cache folder.", DOCUMENTS, metavar="DIR"),
     Option("passages", int, 5, "Passages to read for a question.", DOCUMENTS, minimum=1),
     Option("predict", Path, None, "Answer all questions of these files: SQuAD JSON, flat JSON, JSONL or CSV.",
            FILES, many=True, metavar="DATA"),

@@ -136,20 +136,21 @@ def read_folder(folder):
         except InputError as error:
             notices.append(f"left out: {error}")
             continue
-        name = path.relative_to(folder).as_posix()
+        name = path.relative_to(folder).as_posix().encode("utf-8", "backslashreplace").decode()  # names are any bytes
         make = html_document if path.suffix.lower() in HTML_ENDINGS else plain_document
         documents.append(make(name, text))
-    if not any(document.text.strip() for document in documents):
+    if not any(re.search(r"\w", document.text) for document in documents):
         endings = ", ".join((*TEXT_ENDINGS, *HTML_ENDINGS))
         raise InputError(f"{folder}: holds no text to read in files of these kinds: {endings}")
     return documents, notices
 
 
 def files_below(folder):
-    """Paths of the files with a known ending, hidden files and folders left out."""
+    """Paths of the files with a known ending; hidden ones and folders, links and what is no file (pipes) left out."""
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             path = Path(root) / name
-            if path.suffix.lower() in (*TEXT_ENDINGS, *HTML_ENDINGS) and name[0] != "." and not path.is_symlink():
+            known = path.suffix.lower() in (*TEXT_ENDINGS, *HTML_ENDINGS) and name[0] != "."
+            if known and path.is_file() and not path.is_symlink():
                 yield path

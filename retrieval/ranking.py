@@ -27,13 +27,17 @@ class Bm25:
             import bm25s
         except ModuleNotFoundError:
             raise InputError("bm25s is not installed; get what documents need with: pip install -e '.[docs]'") from None
-        self.index = bm25s.BM25(method="lucene")
-        self.index.index([words(text) for text in texts], show_progress=False)
+        self.index, self.count = bm25s.BM25(method="lucene"), len(texts)
+        found = [words(text) for text in texts]
+        if any(found):
+            self.index.index(found, show_progress=False)
+        else:  # letters that are nothing but marks; the library wants a word
+            self.index.vocab_dict = {}
 
     def scores(self, question):
         """(P,) of all passages; 0 for one that shares no word with the question."""
         asked = [word for word in words(question) if word in self.index.vocab_dict]
-        return self.index.get_scores(asked) if asked else np.zeros(self.index.scores["num_docs"], np.float32)
+        return self.index.get_scores(asked) if asked else np.zeros(self.count, np.float32)
 
 
 class VectorRanker:

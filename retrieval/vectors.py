@@ -4,6 +4,7 @@ The base of the project's adapters is that very model, so a reader with an adapt
 its own weights, the adapter switched off; any other reader has MiniLM loaded beside it.
 """
 
+import hashlib
 from contextlib import nullcontext
 
 import numpy as np
@@ -14,6 +15,7 @@ from data.texts import encode
 from model.lora import switch_of
 from model.prompts import PromptedBert
 from model.precision import autocast
+from model.quant import FourBitLinear, Int8Linear
 from model.source import resolve_model
 from answering.reader import Reader
 
@@ -31,12 +33,26 @@ def sentence_reader(reader):
 
 
 class Embedder:
-    """Called with n texts, gives their unit vectors (n, D) fp32; threads may share it."""
+    """Called with n texts, gives their unit vectors (n, D) fp32; threads may share it.
+
+    size: D. fingerprint: equal for Embedders that give equal vectors, but for rounding.
+    """
 
     def __init__(self, reader):
         self.reader = reader
         self.length = min(LENGTH, reader.model.config.max_position_embeddings)
+        self.size = reader.model.config.hidden_size
         self.cls_id, self.sep_id, self.pad_id = map(reader.tokenizer.token_to_id, ("[CLS]", "[SEP]", "[PAD]"))
+
+    @property
+    def fingerprint(self):
+        reader = self.reader
+        rounded = {
+            f"{type(module).__name__} {getattr(module, 'four_bit', '')}"
+            for module in reader.model.modules() if isinstance(module, (FourBitLinear, Int8Linear))
+        }
+        parts = [reader.report.fingerprint, reader.precision, str(self.length), *sorted(rounded), reader.tokenizer.to_str()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def __call__(self, texts, progress=None):
         ids = [ids[: self.length - 2] for ids, _ in encode(self.reader.tokenizer, texts)]
@@ -47,7 +63,7 @@ class Embedder:
                 vectors[number] = vector
             if progress is not None:
                 progress.update(len(batch))
-        return np.stack(vectors) if vectors else np.zeros((0, self.reader.model.config.hidden_size), np.float32)
+        return np.stack(vectors) if vectors else np.zeros((0, self.size), np.float32)
 
     @torch.inference_mode()
     def _pooled(self, ids):

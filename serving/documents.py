@@ -2,6 +2,7 @@
 
 import asyncio
 
+from common.errors import InputError
 from retrieval.collection import rank_answers
 from serving.service import Asked
 
@@ -19,8 +20,11 @@ class Documents:
     async def ask(self, service, request, body):
         """Descriptions of the best answers to an AskRequest, best first; as Service.predict otherwise."""
         service.check_top_k(body.top_k)
+        service.adapter_of(body.adapter)
+        count, capacity = body.passages or self.passages, service.queue.capacity
+        if count > capacity:
+            raise InputError(f"passages: this server takes {capacity} questions at a time, and each passage is one")
         service.queue.check_room()  # a search costs too
-        count = body.passages or self.passages
         passages = await asyncio.to_thread(self.collection.search, body.question, count)
         asked = [Asked(body.question, self.collection.text(p), adapter=body.adapter) for p in passages]
         found = await service.predict(request, asked, body.deadline)

@@ -1,8 +1,8 @@
 """Questions of many clients in front of one Reader: a bounded queue, and the thread that works it off.
 
-Questions that wait at the same time and go through the same adapter become a group and share forward passes. Groups
-take turns, one pass each, so a question about a sentence does not wait for a question about a book. Nobody is made to
-wait for company: an idle queue begins with the first question it gets.
+Questions that wait at the same time become a group and share forward passes, through whatever adapters, as long as
+these cut texts alike (`Reader.sharing`). Groups take turns, one pass each, so a question about a sentence does not wait
+for a question about a book. Nobody is made to wait for company: an idle queue begins with the first question it gets.
 
 Worked example: a book of 500 windows is in work, 15 windows a pass, when three short questions come. The pass under
 way ends, then all three are answered by the next pass, then the book goes on.
@@ -47,11 +47,6 @@ class Question:
     deadline: float
     steps: Callable | None = None
     future: Future = field(default_factory=Future)
-
-    @property
-    def kind(self):
-        """What questions of one group have in common; one with steps of its own is alone in its group."""
-        return self.adapter, self.offer_null, self.steps and id(self)
 
     @property
     def characters(self):
@@ -173,24 +168,27 @@ class AnswerQueue:
                     groups.append(group)
 
     def _steps(self, questions):
-        """The Reader's steps for questions of one kind; a generator, so whatever goes wrong does so in a step."""
-        first = questions[0]
-        if first.steps is not None:
-            return [(yield from first.steps(self.reader))]
+        """The Reader's steps for a group's questions; a generator, so whatever goes wrong does so in a step."""
+        if questions[0].steps is not None:
+            return [(yield from questions[0].steps(self.reader))]
         examples = [Example(str(n), q.question, q.context, None, "question") for n, q in enumerate(questions)]
         return (
             yield from self.reader.steps(
-                examples, adapter=first.adapter, offer_null=first.offer_null, tokens_per_batch=self.tokens_per_batch
+                examples, adapter=[q.adapter for q in questions], offer_null=[q.offer_null for q in questions],
+                tokens_per_batch=self.tokens_per_batch,
             )
         )
 
     def _take_group(self):
-        """Take waiting questions of the first one's kind, together about as long as a forward pass may be."""
-        room, taken, left = self.tokens_per_batch * CHARACTERS_PER_TOKEN, [], []
+        """Take waiting questions that may go with the first one, together about as long as a forward pass may be."""
+        room, taken, left, kind = self.tokens_per_batch * CHARACTERS_PER_TOKEN, [], [], None
         for question in self._waiting:
             if question.future.done():
                 continue
-            if not taken or question.kind == taken[0].kind and question.characters <= room:
+            # one with steps of its own is alone in its group
+            of_this = self.reader.sharing(question.adapter), question.steps and id(question)
+            if not taken or of_this == kind and question.characters <= room:
+                kind = of_this
                 taken.append(question)
                 room -= question.characters
             else:

@@ -1,9 +1,11 @@
 """python -m bench.open and bench.load, small: they run to the end, and their numbers are those of what they measure."""
 
 import json
+import math
 import re
 
 from bench import load, open as bench_open
+from data.decode import Prediction, Span
 from data.readers import read_dataset
 from retrieval.ranking import Bm25, ranks
 from tests.tiny_model import SAMPLE
@@ -17,7 +19,7 @@ def test_open_counts_what_is_found_and_answered(tiny_folder, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "7 passages, 7 questions, 3 of them answered"  # those without an answer have no paragraph to find
     assert [line.split(":")[0] for line in lines if "recall" in line] == ["both", "bm25", "vectors"]
-    assert sum("  rank weight" in line for line in lines) == 6
+    assert sum("rank weight" in line for line in lines) == 6
     examples = [example for example in read_dataset([data]).examples if example.answers]
     ranker = Bm25([example.context for example in examples])
     found = sum(ranks(ranker.scores(e.question))[number] <= 5 for number, e in enumerate(examples))
@@ -37,12 +39,30 @@ def test_load_sheds_what_is_too_much_and_answers_the_rest_rightly(tiny_folder, c
     outcomes = dict(re.findall(r"'(\w+)': (\d+)", lines[1]))
     assert int(outcomes["answered"]) > 0 and set(outcomes) <= {"answered", "refused"}
     assert lines[3].startswith("memory: ")
+    during = dict(re.findall(r"'(\w+)': (\d+)", lines[4]))
+    assert set(during) & load.BROKEN_CONNECTION and set(during) <= {"answered", "refused", *load.BROKEN_CONNECTION}
+    assert set(re.findall(r"'(\w+)'", lines[5])) == {"answered"}
 
 
 def test_load_knows_a_wrong_answer():
-    expected = [(3, 7), (9, 12), (20, 21)], [0.5, 0.49, 0.01]
-    assert load.is_right({"start": 3, "end": 7}, expected) and load.is_right({"start": 9, "end": 12}, expected)
-    assert not load.is_right({"start": 20, "end": 21}, expected) and not load.is_right({"start": 3, "end": 8}, expected)
+    context = "abcdefghijklmnopqrstuvwxyz"
+
+    def right(start, end, nothing=-1.0, text=None):
+        expected = load.Expected([(3, 7), (9, 12), (20, 21)], [0.5, 0.49, 0.01], nothing)
+        text = text or ("" if start is None else context[start:end])
+        return load.is_right({"answer": text, "start": start, "end": end}, context, expected)
+
+    assert right(3, 7) and right(9, 12)
+    assert not right(20, 21) and not right(3, 8) and not right(3, 7, text="defh")
+    assert not right(None, None) and right(None, None, 1.0) and not right(3, 7, 1.0)
+    assert right(None, None, -0.1) and right(3, 7, -0.1) and right(3, 7, 0.1)
+
+
+def test_load_knows_when_there_is_no_answer():
+    span = Span("x", 0, 1, 5.0, 1.0)
+    assert load.margin(Prediction("q", (), None, 1.0), 0.0) == math.inf
+    assert load.margin(Prediction("q", (span,), (4.0, 3.0), 0.0), None) == -math.inf
+    assert load.margin(Prediction("q", (span,), (4.0, 3.0), 0.0), 0.75) == 0.25
 
 
 def test_load_is_bounded(capsys):

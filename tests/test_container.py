@@ -32,7 +32,7 @@ def copied():
     (argument,) = values("ARG")
     name, default = argument.split("=")
     for rest in values("COPY"):
-        *sources, target = rest.replace(f"${{{name}}}", default).split()
+        *sources, target = rest.replace(f"${{{name}}}", default).removeprefix("--chown=bareqa ").split()
         assert len(sources) == 1 or target.endswith("/")
         yield from sources
 
@@ -73,6 +73,8 @@ def test_nobody_runs_it_as_root():
     assert f"useradd --create-home --uid 10001 {user}" in values("RUN")
     assert names.index("USER") < names.index("ENTRYPOINT")
     assert "RUN" not in names[names.index("USER") :]
+    (model,) = (rest for rest in values("COPY") if rest.endswith("/model/"))
+    assert f"--chown={user} " in model and any("chmod -R a+rX /app" in rest for rest in values("RUN"))  # and can read
 
 
 def test_the_health_check_asks_what_there_is():
@@ -95,6 +97,6 @@ def test_compose_starts_that_image_for_this_machine_alone():
     default, target, mode = re.fullmatch(r"\$\{MODEL:-(\S+)\}:(/\w+):(ro)", volume).groups()
     assert target == json.loads(values("CMD")[0])[1] and mode == "ro"
     assert (ROOT / default).is_dir()  # the adapter that ships
-    assert service["read_only"] and service["cap_drop"] == ["ALL"]
+    assert service["read_only"] and service["cap_drop"] == ["ALL"] and service["init"] is True
     options = parse("serve.py", "", SERVE_OPTIONS, [])
     assert int(service["stop_grace_period"].rstrip("s")) >= options.deadline + 5

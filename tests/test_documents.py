@@ -144,9 +144,14 @@ def test_a_busy_server_does_not_even_search(tiny_folder, folder):
         gated.gate.set()
         assert len(client.post("/api/ask", json=body | {"top_k": 2}).json()["answers"]) == 2
         assert queue.counts["answered"] == 2  # the passages that this server reads for a question
-        queue.capacity, collection.ranker = 0, None  # a search would fail now
+        collection.ranker = None  # a search would fail now
+        assert client.post("/api/ask", json=body | {"adapter": "nobody"}).status_code == 422
+        never = client.post("/api/ask", json=body | {"passages": 4})
+        assert never.status_code == 422 and never.json()["error"].startswith("passages: this server takes 3 questions")
+        queue.unanswered = 3
         refused = client.post("/api/ask", json=body)
         assert refused.status_code == 503 and "retry-after" in refused.headers
+        queue.unanswered = 0
     with live(gated) as (url, _):
         missing = httpx.post(f"{url}/api/ask", json=body, trust_env=False)
         assert missing.status_code == 404 and "start it with --docs FOLDER" in missing.json()["error"]

@@ -13,7 +13,7 @@ from data.decode import Prediction, Span
 from model.source import resolve_model
 from model.weights import load_model
 from answering.reader import Reader
-from retrieval.collection import open_collection, rank_answers
+from retrieval.collection import Collection, open_collection, rank_answers
 from retrieval.files import html_document, read_folder
 from retrieval.passages import PASSAGE_CHARACTERS, passages_of
 from retrieval.ranking import Bm25, Fusion, VectorRanker, best, ranks, words
@@ -111,7 +111,22 @@ def test_a_folder_is_read(tmp_path):
     assert notice.startswith(f"left out: {tmp_path}/f.txt: not UTF-8 (byte 3 is 0xe9)")
 
 
-@pytest.mark.parametrize("fill_it", [lambda folder: None, lambda folder: (folder / "a.txt").write_text(" \n"), os.rmdir])
+@pytest.mark.skipif(os.name != "posix", reason="such names and pipes are POSIX's")
+def test_a_folder_with_odd_things_in_it(tmp_path):
+    for name in (b"caf\xe9.txt", b"two\nlines.md"):
+        with open(os.path.join(os.fsencode(tmp_path), name), "w") as file:
+            file.write("The mill.")
+    os.mkfifo(tmp_path / "pipe.txt")  # to open it would be to wait for ever
+    (tmp_path / "folder.txt").mkdir()
+    documents, notices = read_folder(tmp_path)
+    assert [document.name for document in documents] == ["caf\\udce9.txt", "two\nlines.md"] and notices == []
+    assert all(document.name.encode() for document in documents)  # JSON in UTF-8 can say it
+
+
+@pytest.mark.parametrize("fill_it", [
+    lambda folder: None, lambda folder: (folder / "a.txt").write_text(" \n"), os.rmdir,
+    lambda folder: (folder / "a.txt").write_text("?! ..."),
+])
 def test_a_folder_without_text_is_refused(tmp_path, fill_it):
     folder = tmp_path / "docs"
     folder.mkdir()
@@ -129,6 +144,10 @@ def test_bm25_finds_by_words():
     ranker = Bm25(["the mill is red", "the river is wide and deep", "a bridge over the river", "?!"])
     assert best(ranker.scores("deep river"), 2).tolist() == [1, 2]
     assert ranker.scores("xyzzy").tolist() == [0, 0, 0, 0] == ranker.scores("").tolist()
+
+
+def test_texts_without_any_word_rank_alike():
+    assert words("\u037a") == [] and Bm25(["\u037a"] * 3).scores("deep river").tolist() == [0, 0, 0]
 
 
 def test_bm25_is_robertsons_formula():
@@ -203,6 +222,16 @@ def test_a_collection_is_searched(tmp_path, tiny):
     collection, _ = open_collection(tmp_path / "bm25", "bm25", None)  # nobody is asked for vectors
     (first, *_) = collection.search("Who built the bridge, Bo?", 3)
     assert collection.text(first).strip() == "The bridge was\nbuilt by Bo Lind."
+
+
+def test_a_question_as_long_as_a_book_is_not_searched_to_its_end():
+    class Remembering:
+        def scores(self, question):
+            self.asked = len(question)
+            return np.zeros(3)
+
+    ranker = Remembering()
+    assert Collection([], [], ranker).search("why? " * 100_000, 2) == [0, 1] and ranker.asked == 2_000
 
 
 def prediction(null, *spans):

@@ -1,6 +1,7 @@
 """The queue in front of a Reader: sharing, turns, bounds, deadlines, leaving, ending."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +9,7 @@ from data.examples import Example
 from data.windows import WindowSettings
 from answering.reader import Reader, ReaderSettings
 from answering.spans import SpanReading
+from model.lora import Switch
 from serving.queue import AnswerQueue, Busy, Question
 from tests.live_server import GatedReader
 from tests.tiny_adapters import make_adapters
@@ -21,6 +23,7 @@ def tiny(tiny_folder, tmp_path_factory):
     reader = Reader.load(tiny_folder, settings=ReaderSettings(WindowSettings(57, 13)), device="cpu", precision="fp32")
     for folder in make_adapters(tmp_path_factory.mktemp("adapters"), tiny_folder):
         reader.load_adapter(folder, folder.parts[-1])
+        reader.settings = replace(reader.settings, windows=WindowSettings(57, 13))
     reader.set_adapter(None)
     return reader
 
@@ -86,18 +89,38 @@ def test_passes_are_bounded_by_tokens(tiny, monkeypatch):
     assert len(seen) > 5 and max(seen) <= 150
 
 
-def test_adapters_do_not_mix(gated, tiny):
+def test_adapters_share_a_pass_and_do_not_mix(gated, tiny, monkeypatch):
+    batches = []
+
+    def rows(self, names, original=Switch.rows):
+        batches.append(list(names))
+        return original(self, names)
+
+    monkeypatch.setattr(Switch, "rows", rows)
     reader, queue = gated
     reader.gate.set()
     kinds = [(None, False), ("wiki", False), ("model", True), (None, True), ("wiki", True)]
-    questions = [asked(2, adapter, offer_null) for adapter, offer_null in kinds]
+    questions = [asked(1, adapter, offer_null) for adapter, offer_null in kinds]
     queue.submit(questions)
     answers = [question.future.result(SECONDS) for question in questions]
     for question, answer in zip(questions, answers, strict=True):
         assert answer.spans[0].score == pytest.approx(alone(tiny, question).spans[0].score, abs=1e-4)
         assert (answer.null_probability > 0) == question.offer_null
+        assert places(answer) == places(alone(tiny, question))
     assert len({round(answer.spans[0].score, 3) for answer in answers}) == 3
-    assert reader.sizes == [1] * 5
+    assert reader.sizes == [5] and any(len(set(names)) > 1 for names in batches)
+
+
+def test_adapters_that_cut_texts_in_another_way_stay_apart(gated, tiny, monkeypatch):
+    reader, queue = gated
+    reader.gate.set()
+    other = replace(tiny.all_settings["wiki"], windows=WindowSettings(61, 13))
+    monkeypatch.setitem(tiny.all_settings, "wiki", other)
+    questions = [asked(3, adapter) for adapter in ("wiki", None, "wiki", "model")]
+    queue.submit(questions)
+    for question in questions:
+        assert places(question.future.result(SECONDS)) == places(alone(tiny, question))
+    assert reader.sizes == [2, 2]
 
 
 def test_a_short_question_does_not_wait_for_a_book(gated):

@@ -78,9 +78,12 @@ def test_empty_texts_have_no_answer_and_a_reason(speaker):
 
 def unbound(speaker, some, **decoding):
     settings = replace(speaker.settings, decoding=Decoding(**decoding))
-    return run_steps(
-        speaker.way.steps(some, settings, adapter=speaker.adapter, offer_null=True, tokens_per_batch=None)
-    )
+    return run_steps(speaker.way.steps(some, settings, **alike(some)))
+
+
+def alike(some):
+    """Keywords of `steps` for questions that all want the bare model and the null."""
+    return {"adapters": [None] * len(some), "offer_nulls": [True] * len(some), "tokens_per_batch": None}
 
 
 def test_unbound_it_may_say_anything(speaker):
@@ -103,9 +106,8 @@ def test_what_several_questions_are_about_is_read_once(speaker, monkeypatch):
     (one,) = examples([0])
     asked = ("How long?", "Who lived there, and why?", "Where?")
     some = [replace(one, id=str(k), question=question) for k, question in enumerate(asked)]
-    options = {"adapter": None, "offer_null": True, "tokens_per_batch": None}
     settings = replace(speaker.settings, prompts=replace(SETTINGS, length=200))  # the whole text in one window
-    wanted = [run_steps(speaker.way.steps([single], settings, **options))[0] for single in some]
+    wanted = [run_steps(speaker.way.steps([single], settings, **alike([single])))[0] for single in some]
     lengths = []
     forward = speaker.model.model.forward
 
@@ -114,7 +116,7 @@ def test_what_several_questions_are_about_is_read_once(speaker, monkeypatch):
         return forward(ids, *arguments)
 
     monkeypatch.setattr(speaker.model.model, "forward", counted)
-    found = run_steps(speaker.way.steps(some, settings, **options))
+    found = run_steps(speaker.way.steps(some, settings, **alike(some)))
     assert lengths[0][0] == 1 and lengths[1][0] == 3 and lengths[1][1] < lengths[0][1]
     for prediction, alone in zip(found, wanted, strict=True):
         assert [s.text for s in prediction.spans] == [s.text for s in alone.spans]
