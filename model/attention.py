@@ -14,6 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from model.dropout import draw_kept
 
+PIECE = 2**21  # numbers of the (T, T) matrices that are worked on at a time
+
 
 def fused_attention(query, key, value, mask, dropout):
     """By the fastest way there is for the device and for what is asked.
@@ -49,22 +51,30 @@ class BatchedAttention(torch.autograd.Function):
         dv = Pᵀ G      dP = G vᵀ      dS = P ∘ (dP − Σⱼ dPⱼ Pⱼ)      dq = dS k / √K      dk = dSᵀ q / √K
 
     Dropout multiplies P by M, 0 or 1 / (1 - p) for each number: then O = (P ∘ M) v, dv = (P ∘ M)ᵀ G, dP = (G vᵀ) ∘ M.
-    Scores and softmax are in fp32; P is kept in the dtype of q.
+    Scores and softmax are in fp32; P is kept in the dtype of q. All of it goes piece by piece, for the cache's sake and so
+    that of the (T, T) matrices only P is ever there for all heads.
     """
 
     @staticmethod
     def forward(ctx, query, key, value, mask, dropout):
         B, H, T, K = query.shape
         query, key, value = (x.reshape(B * H, T, K) for x in (query, key, value))
-        scores = torch.bmm(query.float() * K**-0.5, key.float().transpose(1, 2))  # (BH, T, T)
+        hidden = None
         if mask is not None:  # adding is ten times as fast as masked_fill
-            hidden = torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))  # (B, 1, 1, T)
-            scores.view(B, H, T, T).add_(hidden)
-        probabilities = scores.softmax(-1).to(query.dtype)
+            hidden = torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))
+            hidden = hidden.expand(B, H, 1, T).reshape(B * H, 1, T)
+        probabilities = query.new_empty(B * H, T, T)
         kept = draw_kept(probabilities, dropout) if dropout else None
+        mixed = torch.empty_like(value)
+        for part in pieces(B * H, T):
+            scores = torch.bmm(query[part].float() * K**-0.5, key[part].float().transpose(1, 2))  # (n, T, T)
+            if hidden is not None:
+                scores += hidden[part]
+            probabilities[part] = scores.softmax(-1)
+            weights = probabilities[part] if kept is None else probabilities[part] * kept[part]
+            torch.bmm(weights, value[part], out=mixed[part])
         ctx.save_for_backward(query, key, value, probabilities, kept)
-        weights = probabilities if kept is None else probabilities * kept
-        return torch.bmm(weights, value).view(B, H, T, K)
+        return mixed.view(B, H, T, K)
 
     @staticmethod
     @once_differentiable
@@ -72,12 +82,20 @@ class BatchedAttention(torch.autograd.Function):
         query, key, value, probabilities, kept = ctx.saved_tensors
         shape, scale = gradient.shape, query.shape[-1] ** -0.5
         gradient = gradient.reshape(query.shape)  # (BH, T, K)
-        weights = probabilities if kept is None else probabilities * kept
-        by_value = torch.bmm(weights.transpose(1, 2), gradient)
-        by_weights = torch.bmm(gradient, value.transpose(1, 2))  # (BH, T, T)
-        if kept is not None:
-            by_weights *= kept
-        by_scores = torch._softmax_backward_data(by_weights, probabilities, -1, by_weights.dtype)
-        by_query = torch.bmm(by_scores, key) * scale
-        by_key = torch.bmm(by_scores.transpose(1, 2), query) * scale
+        by_query, by_key, by_value = (torch.empty_like(x) for x in (query, key, value))
+        for part in pieces(*query.shape[:2]):
+            weights = probabilities[part] if kept is None else probabilities[part] * kept[part]
+            torch.bmm(weights.transpose(1, 2), gradient[part], out=by_value[part])
+            by_weights = torch.bmm(gradient[part], value[part].transpose(1, 2))  # (n, T, T)
+            if kept is not None:
+                by_weights *= kept[part]
+            by_scores = torch._softmax_backward_data(by_weights, probabilities[part], -1, by_weights.dtype) * scale
+            torch.bmm(by_scores, key[part], out=by_query[part])
+            torch.bmm(by_scores.transpose(1, 2), query[part], out=by_key[part])
         return by_query.view(shape), by_key.view(shape), by_value.view(shape), None, None
+
+
+def pieces(matrices, T):
+    """Slices of so many (T, T) matrices as have PIECE numbers together, at least one."""
+    size = max(1, PIECE // (T * T))
+    return [slice(first, first + size) for first in range(0, matrices, size)]
