@@ -123,7 +123,7 @@ CHAPTER = "# 1. T\n\nWords.\n\n```python\nx = 40\n```\n\n```python\nprint(x + 2)
 
 def test_blocks_share_their_names_and_a_right_chapter_passes():
     check(CHAPTER, "here")
-    assert [type(part).__name__ for part in parts(CHAPTER)] == ["str", "Block", "Block", "str"]
+    assert [type(part).__name__ for part in parts(CHAPTER)] == ["str", "Block", "Block"]
 
 
 @pytest.mark.parametrize(
