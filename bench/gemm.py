@@ -3,6 +3,7 @@
 import time
 
 import torch
+import torch.nn.functional as F
 
 
 def layer_shapes(config):
@@ -12,24 +13,33 @@ def layer_shapes(config):
 
 
 def ceiling(config, tokens, precision, device="cpu", rounds=5):
-    """FLOP/s of the block's products of `tokens` rows, one after the other and nothing else; the best of some rounds."""
+    """FLOP/s of the block's products of `tokens` rows, one after the other and nothing else; the best of some rounds.
+
+    precision: fp32, bf16, fp16 or int8; of the latter it is the operations per second that integers make.
+    """
     device = torch.device(device)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}.get(precision, torch.float32)
     pairs = [
-        (torch.randn(tokens, size_in, dtype=dtype, device=device), torch.randn(size_out, size_in, dtype=dtype, device=device))
+        (numbers(tokens, size_in, dtype, device), numbers(size_out, size_in, dtype, device))
         for size_in, size_out, count in layer_shapes(config) for _ in range(count)
     ]
     work = sum(2 * tokens * size_in * size_out * count for size_in, size_out, count in layer_shapes(config))
+    multiply = (lambda left, right: torch._int_mm(left, right.t())) if dtype == torch.int8 else F.linear
     best = float("inf")
     with torch.inference_mode():
         for _ in range(rounds + 1):  # the first warms up
             wait(device)
             began = time.perf_counter()
             for left, right in pairs:
-                torch.nn.functional.linear(left, right)
+                multiply(left, right)
             wait(device)
             best = min(best, time.perf_counter() - began)
     return work / best
+
+
+def numbers(rows, columns, dtype, device):
+    """A random matrix."""
+    return (torch.randn(rows, columns, device=device) * 10).to(dtype)
 
 
 def wait(device):
@@ -38,11 +48,17 @@ def wait(device):
         torch.cuda.synchronize(device)
 
 
-def encoder_flops(config, tokens, learning=True):
-    """FLOPs of the encoder's weight products for `tokens` real tokens; forward and backward are three times the forward.
+def encoder_flops(config, tokens, learning=True, frozen=False):
+    """FLOPs of the encoder's weight products for `tokens` real tokens: 2 · tokens · Σ in · out over layers and products.
 
-    Attention's own products, the head and the embeddings are left out: some per cent at these lengths, and the share
-    is a lower bound for it.
+    learning: with the backward pass, which has two more products of the size of each (the gradients of its input and of
+    its weight): three times as many. frozen: the weights learn nothing, as under LoRA, and need the first one alone; the
+    first layer's query, key and value not even that, since nothing below them learns. Adapters' own products, those
+    inside attention, the head and the embeddings are left out: some per cent at these lengths, so that a share of the
+    ceiling is a lower bound. What is computed twice (checkpointing) counts once.
     """
     block = sum(2 * tokens * size_in * size_out * count for size_in, size_out, count in layer_shapes(config))
-    return block * config.num_hidden_layers * (3 if learning else 1)
+    whole = block * config.num_hidden_layers
+    if not learning:
+        return whole
+    return 2 * whole - 3 * 2 * tokens * config.hidden_size**2 if frozen else 3 * whole

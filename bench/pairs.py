@@ -1,4 +1,4 @@
-"""Two programs timed by turns, A B A B, so that whatever else the machine does meets both; and what is made of the seconds."""
+"""Programs timed by turns, A B A B, so that whatever else the machine does meets all; and what is made of the seconds."""
 
 import json
 import os
@@ -6,20 +6,37 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
 
 
 class Worker:
     """A process of its own that does one piece of work each time it is told to; answers are JSON lines on its stdout.
 
-    command: its arguments. It says {"ready": true} when all is loaded; to "warm" and "work" it answers with a
-    dictionary after a piece, to "end" with a last one.
+    command: its arguments; it runs `serve` in the repository root. It says {"ready": true} when all is loaded; to "work"
+    it answers with a dictionary after a piece, to "end" with a last one. As a context it is gone afterwards, come what may.
     """
 
     def __init__(self, command, environment=None):
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | (environment or {})
+            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+            env=os.environ | (environment or {}),
         )
         self.listen()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def stop(self):
+        """End it without a word."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
 
     def listen(self):
         line = self.process.stdout.readline()
@@ -39,31 +56,66 @@ class Worker:
         return last
 
 
-def serve(work, last):
-    """The worker's side: call `work()` at each word, which returns what it did beside its seconds; `last()` at the end."""
-    print(json.dumps({"ready": True}), flush=True)
-    for word in sys.stdin:
-        if word.strip() == "end":
-            print(json.dumps(last()), flush=True)
-            return 0
-        began = time.perf_counter()
-        done = work()
-        print(json.dumps({"seconds": time.perf_counter() - began, **done}), flush=True)
+def serve(build):
+    """The worker's side, until it is told to end or nobody is left who could tell it.
+
+    build: called once, returns (work, last). work() does the next piece and returns what it did beside its seconds;
+    last() returns the last words. What they print goes to stderr. Each answer also says how long the processors worked
+    for this process while it should have been idle (`idle_cpu_seconds`), which would have slowed the others.
+    """
+    voice = sys.stdout
+
+    def say(answer):
+        print(json.dumps(answer), file=voice, flush=True)
+
+    with redirect_stdout(sys.stderr):
+        work, last = build()
+        say({"ready": True})
+        rested = time.process_time()
+        for word in sys.stdin:
+            if word.strip() == "end":
+                say(last())
+                return 0
+            idle, began = time.process_time() - rested, time.perf_counter()
+            done = work()
+            say({"seconds": time.perf_counter() - began, "idle_cpu_seconds": idle, **done})
+            rested = time.process_time()
     return 0
 
 
-def alternate(ours, peer, pairs, warm=1):
-    """([answer of ours, …], [of peer, …]): `warm` pieces each that do not count, then `pairs` pairs by turns.
+def fastest(commands, held, warm=2):
+    """Start a Worker for each of {name: (command, environment)}; returns (name, Worker) of the fastest, the others end.
 
-    Every second pair begins with the peer, so that neither always comes after the other.
+    Each does `warm` pieces, of which the last is what is compared; so does a single one, which stands as it is: all sides
+    have then done the same pieces. held: an ExitStack that the Worker is given to.
     """
-    for _ in range(warm):
-        ours("warm"), peer("warm")
-    found = ([], [])
-    for pair in range(pairs):
-        order = ((ours, 0), (peer, 1)) if pair % 2 == 0 else ((peer, 1), (ours, 0))
-        for run, side in order:
-            found[side].append(run("work"))
+    best = None
+    for name, (command, environment) in commands.items():
+        worker = held.enter_context(Worker(command, environment))
+        seconds = [worker.ask("work")["seconds"] for _ in range(warm)][-1]
+        this = (seconds, name, worker)
+        if best is None or seconds < best[0]:
+            best, slower = this, best
+        else:
+            slower = this
+        if slower:
+            slower[2].stop()
+    return best[1:]
+
+
+def take_turns(sides, rounds, after=None):
+    """[answers of each side] after `rounds` pieces of each, by turns. sides: what is called for a piece.
+
+    Every round begins with the next side, so that none always comes after the same other. after: called at the end of
+    each round with its number from 1 on.
+    """
+    found = [[] for _ in sides]
+    for number in range(rounds):
+        for place in range(len(sides)):
+            side = (number + place) % len(sides)
+            found[side].append(sides[side]())
+        if after:
+            after(number + 1)
     return found
 
 
@@ -90,10 +142,16 @@ def padding(answers):
     return 1 - real / padded
 
 
-def peak_bytes():
-    """Most memory this process held."""
+def peak_bytes(device="cpu"):
+    """Most memory this process held, or that torch allocated on a GPU.
+
+    On Linux by VmHWM: ru_maxrss also counts what the process that started this one held at that moment.
+    """
     import torch
 
+    from bench.memory import resident
     from training.measure import peak_memory_bytes
 
-    return peak_memory_bytes(torch.device("cpu"))
+    device = torch.device(device)
+    on_linux = device.type == "cpu" and Path("/proc/self/status").is_file()
+    return resident("VmHWM") if on_linux else peak_memory_bytes(device)

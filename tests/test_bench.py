@@ -166,3 +166,15 @@ def test_growth_writes_answers_where_they_stand(tmp_path):
     examples = read_dataset(tmp_path / "data.json").examples
     assert len({example.context for example in examples}) == 5
     assert all(e.context[a.start : a.end] == a.text for e in examples for a in e.answers)
+
+
+def test_the_readme_lists_every_command():
+    from tests.tiny_run import ROOT
+
+    text = (ROOT / "bench/README.md").read_text(encoding="utf-8")
+    parts = {"learners", "answerers"}  # sides of a comparison, started by it
+    named = {
+        path.stem for path in (ROOT / "bench").glob("*.py") if "\ndef main(" in path.read_text(encoding="utf-8")
+    } - parts
+    assert len(named) >= 18
+    assert not [name for name in sorted(named) if f"`python -m bench.{name}`" not in text]
