@@ -260,17 +260,21 @@ class LlamaModel(nn.Module):
 
         With a cache the S - T tokens before were seen already. Returns (B, T, D).
         """
-        T, seen = input_ids.shape[1], 0 if cache is None else cache.length
+        return self.encode(self.embed_tokens(input_ids), attention_mask, cache)
+
+    def encode(self, words, attention_mask=None, cache=None):
+        """The same from vectors of words, (B, T, D)."""
+        T, seen = words.shape[1], 0 if cache is None else cache.length
         S = seen + T
         if attention_mask is None:
-            positions = torch.arange(seen, S, device=input_ids.device)[None]  # (1, T)
+            positions = torch.arange(seen, S, device=words.device)[None]  # (1, T)
         else:  # the first real token of a row has position 0
             positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, seen:]  # (B, T)
-        angles = positions[..., None].float() * frequencies(self.config).to(input_ids.device)  # (B, T, K / 2)
+        angles = positions[..., None].float() * frequencies(self.config).to(words.device)  # (B, T, K / 2)
         angles = torch.cat([angles, angles], -1)[:, None]  # (B, 1, T, K)
-        x = self.embed_tokens(input_ids).to(self.norm.weight.dtype)  # (B, T, D); sums stay fp32 where norms are
+        x = words.to(self.norm.weight.dtype)  # (B, T, D); sums stay fp32 where norms are
         rotation = angles.cos(), angles.sin()
-        mask = self.look_back(attention_mask, seen, T, input_ids.device)
+        mask = self.look_back(attention_mask, seen, T, words.device)
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(layer, x, rotation, mask, cache, use_reentrant=False)

@@ -16,6 +16,7 @@ from model.fusion import is_fusion
 from model.precision import choose_precision
 from model.source import ModelSource, resolve_model
 from answering.reader import Reader
+from answering.settings import SpeakerSettings
 from training.evaluate import PREDICTION_FILES, prediction_files
 from training.asking import settings_for
 from training.run import data_files, read_split
@@ -60,7 +61,8 @@ def prepare(options, ranks, download_bar, text_bar):
     may_lack_answer = train_set.may_lack_answer or bool(dev_set and dev_set.may_lack_answer)
     reader = build_reader(source, options, device, precision, may_lack_answer)
     with text_bar(2 * len(train_set.examples)) as bar:
-        windows = reader.training_set(train_set.examples, options.references, bar)
+        how = {"inputs": True} if options.train_on_inputs else {}
+        windows = reader.training_set(train_set.examples, options.references, bar, **how)
     if len(windows) == 0:
         raise InputError(f"{files[0][0]}: gives no window to train on: its contexts or answers hold no readable words")
     return Prepared(device, precision, files, train_set, dev_set, source, reader, windows)
@@ -78,9 +80,11 @@ def build_reader(source, options, device, precision, may_lack_answer):
     settings = settings_for(source, options, 0.0 if may_lack_answer else None)
     if is_adapter(source.folder):
         refuse_other_quant(source.folder, options)
+    # virtual tokens come with a span head, which learns where it stands
+    frozen = ("lora", "qlora", "fusion", *(["prompt"] if isinstance(settings, SpeakerSettings) else []))
     reader = Reader.load(
         source.folder, settings=settings, device=str(device), precision=precision, dropout=options.dropout,
-        attention_dropout=options.attention_dropout, frozen=options.tune in ("lora", "qlora", "fusion"),
+        attention_dropout=options.attention_dropout, frozen=options.tune in frozen,
     )
     for module in reader.model.modules():
         if hasattr(module, "gradient_checkpointing"):
