@@ -177,11 +177,13 @@ class Case:
         """The Pieces of one window, by position."""
         batch = {name: array[0] for name, array in self.windows.fill(np.array([number])).items()}
         prefix, slice_offsets = self.windows.prefix(number), self.windows.offsets(number)
+        first = len(self.windows.layout.opening)  # of the question
+        after, asked = first + int(self.windows.texts.question_lengths[0]), self.windows.texts.questions.offsets
         pieces = []
         for position, (code, kind) in enumerate(zip(batch["input_ids"], batch["token_type_ids"], strict=True)):
             part, place = SPECIAL, (None, None)
-            if 0 < position < prefix - 1:
-                part, place = QUESTION, self.windows.texts.questions.offsets[position - 1]
+            if first <= position < after:
+                part, place = QUESTION, asked[position - first]
             elif batch["answer_mask"][position]:
                 part, place = TEXT, slice_offsets[position - prefix]
             place = [None if value is None else int(value) for value in place]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bench.looking import hooks, look_everywhere
 from common.errors import InputError
 from data.examples import Example
 from inside.ablation import Means, Unit, ablated, case_means, collecting, predict_without, rank_heads, units
@@ -16,8 +17,10 @@ from inside.why import why
 from model.prompts import add_prompt
 from model.quant import multiply_in_int8
 from answering.reader import Reader
+from tests.tiny_families import FAMILIES, make_family_folder
 from tests.copy_model import CONTEXT, COPY, MARKING, QUESTION, copy_reader
 
+SPECIALS = ("[CLS]", "[SEP]", "<s>", "</s>")
 LONG = "ada lima cleo oslo dan paris ada rome lima dan cleo oslo paris bob rome ada lima"
 
 
@@ -110,6 +113,25 @@ def test_patching_finds_the_layer_where_the_text_learns_of_the_question(reader, 
 def test_patching_a_long_text_takes_the_window_that_shares_most(reader):
     (text,) = patch(Case(reader, "bob", LONG), Case(reader, "lima dan", LONG))
     assert text.answer.text == "rome" and text.tokens == 8 + 2  # of slices 9-17 and 8-17, with [CLS] and [SEP]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_relatives_can_be_looked_into(tmp_path, family):
+    reader = Reader.load(make_family_folder(tmp_path, family), device="cpu", precision="fp32")
+    question, text = "Who built the old mill of Riga?", "The old mill was built by Ada Stone in 1807. " * 9
+    look_everywhere(reader, Example("1", question, text, None, ""))
+    assert hooks(reader.model) == 0
+    case = Case(reader, question, text)
+    for number in range(len(case.windows)):
+        pieces = case.pieces(number)
+        assert [p.position for p in pieces if p.part == SPECIAL and p.token not in SPECIALS] == []
+        assert [p.token for p in pieces if p.token in SPECIALS and p.part != SPECIAL] == []
+        for part, source in ((ASKED, question), (TEXT, text)):
+            for piece in (p for p in pieces if p.part == part):
+                word = piece.token.lstrip("#\u0120\u2581").lower()
+                assert word in ("", source[piece.start : piece.end].strip().lower())  # XLM-R has a piece for a space
+    found = saliency(case)
+    assert all(found.attributions[p.position] == 0 for p in case.pieces(found.number) if p.part == SPECIAL)
 
 
 def test_why_tells_each_window_apart(reader):
