@@ -18,7 +18,7 @@ from model.fusion import is_fusion, load_fusion, read_fusion, save_fusion
 from model.combining import combine
 from model.lora import adapter_names, remove_adapter, set_adapter, switch_of
 from model.quant import QUANTS, FourBit, FourBitLinear, multiply_in_int8
-from model.prompts import has_prompt, is_prompt, load_prompt, room, save_prompt
+from model.prompts import count_named, has_prompt, is_prompt, load_prompt, room, save_prompt
 from model.precision import choose_device, choose_precision
 from model.source import resolve_model
 from model.weights import load_model, read_config, save_weights, stored_quant
@@ -154,6 +154,8 @@ class Reader:
             fused = is_fusion(folder)
             described, base = described_base(folder)
             settings = settings or stored_settings(folder)
+            if not fused and is_prompt(folder) and not (settings or stored_settings(base)):
+                settings = default_settings(read_config(base), count_named(folder))
             reader = cls.load(
                 base, settings=settings, device=device, precision=precision, dropout=dropout,
                 attention_dropout=attention_dropout, quant=quant, frozen=frozen,
@@ -279,9 +281,9 @@ class Reader:
         """What the model reads of some examples: all windows, as a WindowSet, or a decoder's prompts."""
         return self.way.windows(examples, self.settings)
 
-    def training_set(self, examples, references="all", progress=None):
-        """The windows of some examples with labels, to learn from."""
-        return self.way.training_set(examples, self.settings, references, progress)
+    def training_set(self, examples, references="all", progress=None, **how):
+        """The windows of some examples with labels, to learn from. how: what this way of answering takes besides."""
+        return self.way.training_set(examples, self.settings, references, progress, **how)
 
     def logits(self, windows, *, tokens_per_batch=None):
         """Yield (a batch's windows, start logits, end logits, where an answer may lie) of a WindowSet, in any order.

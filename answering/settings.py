@@ -193,13 +193,13 @@ def stored_settings(folder):
     return None
 
 
-def default_settings(config):
+def default_settings(config, taken=0):
     """For a folder without any: BERT reads 384 tokens, a third of them overlap; a decoder 512, a quarter of them.
 
-    Less, where the model's positions allow no more.
+    Less, where the model's positions, without those `taken` by virtual tokens, allow no more.
     """
     if isinstance(config, BertConfig):
-        length = min(384, config.positions)
+        length = min(384, config.positions - taken)
         return ReaderSettings(WindowSettings(length, overlap=length // 3))
-    length = min(512, config.max_position_embeddings)
+    length = min(512, config.positions - taken)
     return SpeakerSettings(PromptSettings(length=length, overlap=length // 4))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from model.llama import KeyValueCache
+from model.prompts import virtual_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +119,8 @@ class Prefix:
         self.model = model.eval()
         device, B = next(model.parameters()).device, len(prompts)
         ids, self.mask = (tensor.to(device) for tensor in pad_left(prompts, pad))
-        seen = after.read if after else 0
-        self.read = seen + ids.shape[1]
+        seen = after.read if after else virtual_tokens(model)
+        self.read = seen + ids.shape[1]  # tokens in the cache
         self.cache = KeyValueCache(model.config, B, self.read + room, device=device, dtype=computing_dtype(model))
         if after:
             self.cache.copy_from(after.cache)

@@ -111,7 +111,7 @@ def test_lora_brings_its_head_and_peft_opens_it(decoder_place, tmp_path):
 @pytest.mark.parametrize(
     "changes, sentence",
     [({"head": "answer", "attention": "causal"}, "--attention is for a LLaMA with --head span"),
-     ({"template": "{context}{question}"}, "--template is for a decoder"), ({"tune": "prompt"}, "before a BERT only")],
+     ({"template": "{context}{question}"}, "--template is for a decoder")],
 )
 def test_what_cannot_be_is_said(decoder_place, tmp_path, capsys, changes, sentence):
     assert run(decoder_place, tmp_path / "out", **changes) == 2

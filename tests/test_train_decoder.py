@@ -132,6 +132,36 @@ def test_a_run_killed_anywhere_ends_bit_identical(decoder_place, tmp_path, flags
         assert all((tmp_path / f"cut{n}" / name).read_bytes() == wanted for n in range(2)), name
 
 
+def test_fusion_over_adapters_of_a_decoder(decoder_place, tmp_path, capsys):
+    """Trained, opened, asked, and gone on with after a kill: the same bits."""
+    for seed, name in enumerate(("wiki", "reviews")):
+        assert run(decoder_place, tmp_path / name, **LORA, seed=seed, max_steps=2) == 0
+    changes = SHORT | {"tune": "fusion", "max_steps": 4, "eval_every": 2, "save_every": 2}
+    adapters = ["--adapter", str(tmp_path / "wiki"), str(tmp_path / "reviews/model")]
+    with Nursery(tmp_path) as nursery:
+        whole, cut = ([*arguments(*decoder_place, tmp_path / name, **changes), *adapters] for name in ("whole", "cut"))
+        assert nursery.run(whole) == 0, nursery.err.read_text()
+        assert nursery.run(cut, ("training.step", "answer_loss", 9)) == -9
+        assert nursery.run([*cut, "--resume"]) == 0, nursery.err.read_text()
+    for name in ("model/fusion.safetensors", "model/speaker.json", "predictions.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    for name in ("wiki", "reviews"):  # the adapters are as they were
+        first = load_file(tmp_path / name / "model/adapter_model.safetensors")
+        then = load_file(tmp_path / "whole/model/adapters" / name / "adapter_model.safetensors")
+        assert first.keys() == then.keys() and all(torch.equal(first[key], then[key]) for key in first)
+    fused = load_file(tmp_path / "whole/model/fusion.safetensors")
+    assert len(fused) == 2 * 4 * 3 and not any("qa_outputs" in key for key in fused)
+    reader = Reader.load(tmp_path / "whole/model", device="cpu", precision="fp32")
+    ids = torch.randint(0, 600, (2, 17))
+    mixed = logits(reader.model.eval(), ids)
+    reader.set_adapter("wiki")
+    assert (mixed - logits(reader.model, ids)).abs().max() > 1e-4
+    capsys.readouterr()
+    context = "The river runs past the old mill. A miller lived there for 5 years."
+    found = answered(capsys, "--model", tmp_path / "whole", "--question", "How long?", "--context", context)
+    assert found["answer"] is None or found["answer"] in context
+
+
 def test_print_prompt_shows_what_is_asked(decoder_place, capsys, tmp_path):
     argv = arguments(
         *decoder_place, tmp_path / "none", chat_format="llama2", no_answer_phrase="nowhere", print_prompt=True,
@@ -148,7 +178,7 @@ def test_print_prompt_shows_what_is_asked(decoder_place, capsys, tmp_path):
 @pytest.mark.parametrize(
     "changes, sentence",
     [
-        ({"tune": "prompt"}, "virtual tokens stand before a BERT only"), ({"tune": "bitfit"}, "has no biases"),
+        ({"tune": "prompt", "prompt_tokens": 250}, "leave no room in 256"), ({"tune": "bitfit"}, "has no biases"),
         ({"length_penalty": 0.5}, "--length-penalty is for a span head"), ({"template": "no slots"}, "needs {context}"),
         ({"window_overlap": None, "window_step": 9}, "--window-step is for a span head"),
         ({"window_length": 300}, "longer than this model's 256 positions"), ({"dev": "talk"}, "one kind at a time"),
@@ -260,7 +290,7 @@ def test_a_modelfile_asks_in_the_chat_format(name):
     asked = encode_chat(tokenizer, [("user", "When?")], FORMATS[name])
     wanted = tokenizer.decode(asked[len(FORMATS[name].begin) :], skip_special_tokens=False)
     assert turn.startswith(wanted) and turn.endswith(f"Now.{FORMATS[name].end}")
-    assert "num_ctx 77" in text and "num_predict 10" in text
+    assert "num_ctx 77" in text and "num_predict 10" in text and "repeat_penalty 1.0" in text
 
 
 def test_losses_that_cannot_be_kept_are_refused_before_anything_is_written(decoder_place, tmp_path, capsys):

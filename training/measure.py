@@ -9,7 +9,7 @@ from model.quant import FourBitLinear
 
 LATENCY_QUESTIONS = 50
 PARTS = (
-    (".updates.", "adapters"), ("bert.prompt", "virtual tokens"), ("qa_outputs", "head"), ("lm_head", "output layer"),
+    (".updates.", "adapters"), (".prompt", "virtual tokens"), ("qa_outputs", "head"), ("lm_head", "output layer"),
     (".encoder.", "encoder"), (".layers.", "decoder"),
 )
 

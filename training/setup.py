@@ -11,6 +11,7 @@ from data.documents import counted
 from model.adapters import is_adapter
 from model.fusion import is_fusion
 from answering.reader import Reader
+from answering.settings import SpeakerSettings
 from training.evaluate import PREDICTION_FILES, prediction_files
 from training.asking import settings_for
 from training.measure import latency, parameter_counts, parameter_groups, peak_memory_bytes
@@ -29,9 +30,11 @@ def build_reader(source, options, device, precision, may_lack_answer):
     settings = settings_for(source, options, 0.0 if may_lack_answer else None)
     if is_adapter(source.folder):
         refuse_other_quant(source.folder, options)
+    # virtual tokens come with a span head, which learns where it stands
+    frozen = ("lora", "qlora", "fusion", *(["prompt"] if isinstance(settings, SpeakerSettings) else []))
     reader = Reader.load(
         source.folder, settings=settings, device=str(device), precision=precision, dropout=options.dropout,
-        attention_dropout=options.attention_dropout, frozen=options.tune in ("lora", "qlora", "fusion"),
+        attention_dropout=options.attention_dropout, frozen=options.tune in frozen,
     )
     for module in reader.model.modules():
         if hasattr(module, "gradient_checkpointing"):

@@ -45,8 +45,6 @@ def tune(reader, options):
     if packed and options.tune in ("full", "bitfit"):
         raise InputError(f"--tune {options.tune}: the weights of {name} are stored in 4 bits and cannot learn")
     decoder = isinstance(model.config, LlamaConfig)
-    if decoder and options.tune == "prompt":
-        raise InputError("--tune prompt: virtual tokens stand before a BERT only; take --tune lora for a decoder")
     if options.tune == "bitfit" and not any(part.endswith(".bias") for part, _ in model.named_parameters()):
         raise InputError(f"--tune bitfit: {name} has no biases that could learn; take --tune lora")
     if options.tune == "head" and decoder and model.config.tie_word_embeddings and hasattr(model, "lm_head"):
