@@ -117,7 +117,8 @@ def train_in(run, options, ranks):
     may_lack_answer = train_set.may_lack_answer or bool(dev_set and dev_set.may_lack_answer)
     reader = build_reader(source, options, device, precision, may_lack_answer)
     with tqdm(total=2 * len(train_set.examples), desc="tokenising", unit=" texts", leave=False, disable=None) as bar:
-        windows = reader.training_set(train_set.examples, options.references, bar)
+        how = {"inputs": True} if options.train_on_inputs else {}
+        windows = reader.training_set(train_set.examples, options.references, bar, **how)
     if len(windows) == 0:
         raise InputError(f"{files[0][0]}: gives no window to train on: its contexts or answers hold no readable words")
     losses = loss_file(run, options, reader, windows, ranks)

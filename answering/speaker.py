@@ -56,10 +56,12 @@ class SpokenAnswers:
             examples, self.tokenizer, FORMATS[settings.chat], settings.prompts, pad=PAD, progress=progress, **labels
         )
 
-    def training_set(self, examples, settings, references="all", progress=None):
-        """The same with what is to be said after each."""
+    def training_set(self, examples, settings, references="all", progress=None, inputs=False):
+        """The same with what is to be said after each. inputs: whether the prompts themselves are learned too."""
         place = {} if talks(examples) else {"on_disk": True}
-        return self.windows(examples, settings, progress, with_labels=True, references=references, **place)
+        return self.windows(
+            examples, settings, progress, with_labels=True, references=references, inputs=inputs, **place
+        )
 
     def steps(self, examples, settings, *, adapter, offer_null, tokens_per_batch):
         """A generator that answers, one batch a step; see Reader.steps.

@@ -5,11 +5,15 @@
     python train.py --model tiny-llama --train copy-task/train.json --dev copy-task/dev.json
 
 The vocabulary is a byte-level BPE of the sample corpus and the given files; turns are TinyLlama's. The copy task has
-texts of made-up names and things ("Bormak has a red lamp. …") and asks what one of them has, or somebody who is not
-there: to answer it, a decoder has to find the name and copy what follows. No name of dev.json is in train.json.
+texts of made-up names and things ("Dovaz Ribek has a red lamp. …") and asks what one of them has, or somebody who is
+not there: to answer it, a decoder has to find the name and copy what follows. No name of dev.json is in train.json;
+the words of its names are, each a token in a vocabulary of 1,024 or more. With
+--rounds the texts of train.json say everything more than once, each time in another order: with `--train-on-inputs`
+each sentence after the first round is then a question of its own.
 """
 
 import argparse
+import itertools
 import random
 import sys
 from pathlib import Path
@@ -25,9 +29,10 @@ TEMPLATE = (
 )
 SYLLABLES = ["ba", "do", "ki", "lu", "me", "no", "pa", "ri", "so", "tu", "va", "ze"]
 ENDINGS = ["k", "n", "r", "s", "t"]
+FIRST_NAMES, LAST_NAMES = 40, 100
 COLOURS = ["red", "blue", "green", "white", "black", "yellow", "grey", "brown"]
+OPENING = "Look around."  # so that every name stands after a space, and has the same tokens wherever it is
 THINGS = ["lamp", "boat", "book", "coat", "door", "key", "bell", "cup", "hat", "ring", "cart", "drum"]
-SENTENCES = 6  # of a text
 
 
 def texts_of(paths):
@@ -64,13 +69,15 @@ def make_model(options):
     from model.llama import LlamaConfig, LlamaForCausalLM
     from model.weights import save_weights
 
-    tokenizer = make_tokenizer([*texts_of(options.texts), *(text for text, _ in sentences(random.Random(0), 500))],
-                               options.vocab)
+    chance, names = random.Random(0), all_names("train")  # whose words are those of all names
+    copied = [said(facts_of(chance, 50, names)) + "<|user|>\n<|assistant|>\nunanswerable" for _ in range(200)]
+    tokenizer = make_tokenizer([*texts_of(options.texts), *copied], options.vocab)
     torch.manual_seed(options.seed)
     config = LlamaConfig(
         tokenizer.get_vocab_size(), hidden_size=options.hidden, intermediate_size=options.hidden * 8 // 3,
         num_hidden_layers=options.layers, num_attention_heads=options.heads, num_key_value_heads=options.heads // 2,
         max_position_embeddings=1024, tie_word_embeddings=True, token_ids={"bos_token_id": 1, "eos_token_id": 2},
+        initializer_range=options.hidden**-0.5,  # the usual 0.02 is for thousands: here all would be nearly 0
     )
     config.check("--hidden and --heads")
     model = LlamaForCausalLM(config)
@@ -85,55 +92,59 @@ def make_model(options):
     print(f"{options.out}: {count:,} parameters, {tokenizer.get_vocab_size():,} tokens")
 
 
-def make_name(chance):
-    """Two or three syllables and an ending: Dovazek."""
-    return ("".join(chance.choices(SYLLABLES, k=chance.choice((2, 3)))) + chance.choice(ENDINGS)).capitalize()
+def all_names(part):
+    """Names of two words, Dovaz Ribek: one of five pairs of first and last names is for "dev", the others for "train"."""
+    words = {"".join(parts).capitalize() for parts in itertools.product(SYLLABLES, SYLLABLES, ENDINGS)}
+    words = random.Random(0).sample(sorted(words), FIRST_NAMES + LAST_NAMES)
+    pairs = itertools.product(range(FIRST_NAMES), range(FIRST_NAMES, len(words)))
+    return [f"{words[a]} {words[b]}" for a, b in pairs if ((a + b) % 5 == 0) is (part == "dev")]
 
 
-def sentences(chance, count, taken=frozenset()):
-    """Yield (sentence, (name, what is had)) with names that are not in `taken`."""
-    for _ in range(count):
-        while (name := make_name(chance)) in taken:
-            pass
-        had = f"{chance.choice(COLOURS)} {chance.choice(THINGS)}"
-        yield f"{name} has a {had}.", (name, had)
+def facts_of(chance, count, names):
+    """(name, what is had) of `count` different names."""
+    return [(name, f"{chance.choice(COLOURS)} {chance.choice(THINGS)}") for name in chance.sample(names, count)]
 
 
-def copy_task(count, seed, prefix, taken=frozenset()):
-    """(a SQuAD file's contents of `count` texts with a question each, the names in it); one in five has no answer."""
-    chance, paragraphs, names = random.Random(seed), [], set()
+def said(facts):
+    """A text of some facts."""
+    return " ".join([OPENING, *(f"{name} has a {had}." for name, had in facts)])
+
+
+def copy_task(count, seed, part, facts=6, rounds=1):
+    """A SQuAD file's contents of `count` texts with a question each; one in five has no answer.
+
+    facts: sentences of a text. rounds: how often they stand there, each time in another order.
+    """
+    chance, names, paragraphs = random.Random(seed), all_names(part), []
     for number in range(count):
-        rows = list(sentences(chance, SENTENCES, taken))
-        present = [name for _, (name, _) in rows]
-        context = " ".join(sentence for sentence, _ in rows)
-        names |= set(present)
+        rows = facts_of(chance, facts, names)
+        context = said([*rows, *(fact for _ in range(rounds - 1) for fact in chance.sample(rows, facts))])
         if chance.random() < 0.2:
-            while (name := make_name(chance)) in {*present, *taken}:
-                pass
-            answers = []
+            present = [name for name, _ in rows]
+            name, answers = chance.choice([name for name in names if name not in present]), []
         else:
-            name, had = chance.choice([fact for _, fact in rows])
-            had = next(what for _, (other, what) in rows if other == name)  # of equal names the first counts
-            answers = [{"text": had, "answer_start": context.index(f"{name} has a {had}") + len(f"{name} has a ")}]
+            name, had = chance.choice(rows)
+            answers = [{"text": had, "answer_start": context.index(f"{name} has a ") + len(f"{name} has a ")}]
         question = {
-            "id": f"{prefix}-{number}", "question": f"What does {name} have?", "answers": answers,
+            "id": f"{part}-{number}", "question": f"What does {name} have?", "answers": answers,
             "is_impossible": not answers,
         }
         paragraphs.append({"context": context, "qas": [question]})
-    return {"version": "v2.0", "data": [{"title": "copy", "paragraphs": paragraphs}]}, names
+    return {"version": "v2.0", "data": [{"title": "copy", "paragraphs": paragraphs}]}
 
 
 def make_task(options):
     """Write train.json and dev.json of the copy task into --out."""
-    dev, names = copy_task(max(1, options.copy_task // 10), options.seed + 1, "dev")
-    train, _ = copy_task(options.copy_task, options.seed, "train", frozenset(names))
+    questions = min(400, max(1, options.copy_task // 10))
+    dev = copy_task(questions, options.seed + 1, "dev", options.facts)
+    train = copy_task(options.copy_task, options.seed, "train", options.facts, options.rounds)
 
     def fill(folder):
         write_json(folder / "train.json", train)
         write_json(folder / "dev.json", dev)
 
     write_folder(options.out, fill)
-    print(f"{options.out}: {options.copy_task} questions to train on, {len(dev['data'][0]['paragraphs'])} to score")
+    print(f"{options.out}: {options.copy_task:,} questions to train on, {questions} to score")
 
 
 def main(argv=None):
@@ -141,6 +152,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m bench.small_llama", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--copy-task", type=int, metavar="N", help="make N questions of the copy task instead")
+    parser.add_argument("--facts", type=int, default=6, metavar="N", help="sentences of a text of the copy task")
+    parser.add_argument("--rounds", type=int, default=1, metavar="N", help="how often its texts to train on say it")
     parser.add_argument("--texts", nargs="*", type=Path, default=[], metavar="FILE", help="for the vocabulary")
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--hidden", type=int, default=256)

@@ -96,16 +96,17 @@ class PromptSet:
     or NOTHING for the no-answer phrase. A slice has a prompt for each different thing that its question's references
     want said there, and `share` (W,) is how many of them want it: two annotators say "in 1807" and one "1807", so
     there are two prompts, of shares 2/3 and 1/3. references: label "all", or only the "first". on_disk: as of WindowSet.
+    inputs: whether batches teach the prompts' own tokens too, and not the answers' alone.
     """
 
     left_out = "no token touches their answer, or it is longer than may be said"
 
     def __init__(
         self, examples, tokenizer, chat, settings, *, with_labels=False, references="all", pad=0, progress=None,
-        on_disk=False,
+        on_disk=False, inputs=False,
     ):
         assert references in REFERENCES
-        self.examples, self.settings, self.pad = examples, settings, pad
+        self.examples, self.settings, self.pad, self.inputs = examples, settings, pad, inputs
         self.layout = PromptLayout(tokenizer, chat, settings)
         self.texts = QuestionTexts(examples, tokenizer, settings.max_question, progress, on_disk=on_disk)
         self.cut_questions = self.texts.cut_questions
@@ -181,7 +182,7 @@ class PromptSet:
     def fill(self, prompts):
         """Arrays of a batch with answers; see `fill_left`."""
         rows = [(self.prompt_ids(prompt), self.answer_ids(prompt)) for prompt in prompts]
-        return fill_left(rows, self.share[prompts], self.pad)
+        return fill_left(rows, self.share[prompts], self.pad, self.inputs)
 
 
 class TalkSet:
@@ -194,9 +195,10 @@ class TalkSet:
     left_out = "their answer is longer than may be said"
 
     def __init__(
-        self, examples, tokenizer, chat, settings, *, with_labels=False, references="all", pad=0, progress=None
+        self, examples, tokenizer, chat, settings, *, with_labels=False, references="all", pad=0, progress=None,
+        inputs=False,
     ):
-        self.examples, self.settings, self.pad = examples, settings, pad
+        self.examples, self.settings, self.pad, self.inputs = examples, settings, pad, inputs
         self.tokenizer, self.chat = tokenizer, chat
         self.stop = tokenizer.token_to_id(chat.end)
         self.cut_questions, self.unlabelled = 0, []
@@ -250,19 +252,23 @@ class TalkSet:
 
     def fill(self, prompts):
         """Arrays of a batch with answers; see `fill_left`."""
-        return fill_left([(self.prompts[k], self.answers[k]) for k in prompts], self.share[prompts], self.pad)
+        rows = [(self.prompts[k], self.answers[k]) for k in prompts]
+        return fill_left(rows, self.share[prompts], self.pad, self.inputs)
 
 
 def tokens_said(prompt_set, prompts):
-    """The tokens that some prompts' answers have, ends included, each counted by its prompt's share."""
-    return float((prompt_set.said[prompts] * prompt_set.share[prompts].astype(np.float64)).sum())
+    """The tokens that some prompts teach, each counted by its prompt's share: the answers' with their ends, or,
+    with the inputs, all but each prompt's first, which nothing stands before."""
+    learned = prompt_set.length - 1 if prompt_set.inputs else prompt_set.said
+    return float((learned[prompts] * prompt_set.share[prompts].astype(np.float64)).sum())
 
 
-def fill_left(rows, share, pad):
+def fill_left(rows, share, pad, inputs=False):
     """Arrays of a batch of (ids of a prompt, ids to be said), padded on the left to its longest.
 
     Returns input_ids (B, T) int64, attention_mask (B, T) bool, labels (B, T) int64: where the *next* token is one
-    of the answer, that token, else IGNORED; and share (B,) fp32, what a row's loss counts.
+    of the answer (with `inputs`, of the prompt or the answer), that token, else IGNORED; and share (B,) fp32, what a
+    row's loss counts.
     """
     T = max(len(prompt) + len(answer) for prompt, answer in rows)
     batch = {
@@ -275,5 +281,6 @@ def fill_left(rows, share, pad):
         first = T - len(prompt) - len(answer)
         batch["input_ids"][row, first:] = prompt + answer
         batch["attention_mask"][row, first:] = True
-        batch["labels"][row, T - len(answer) - 1 : T - 1] = answer
+        taught = (prompt + answer)[1:] if inputs else answer
+        batch["labels"][row, T - len(taught) - 1 : T - 1] = taught
     return batch

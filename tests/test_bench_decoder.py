@@ -1,6 +1,7 @@
 """The tools that make and measure decoders, at toy size."""
 
 import json
+import re
 
 import torch
 
@@ -32,13 +33,35 @@ def test_the_copy_task_has_its_answers_in_its_texts(tmp_path):
     assert len(train) == 60 and len(dev) == 6
     for one in train:
         name = one.question.removeprefix("What does ").removesuffix(" have?")
+        assert one.context.count(" has a ") == 6
         if one.answers:
             assert f"{name} has a {one.answers[0].text}." in one.context
         else:
             assert name not in one.context
     assert {bool(one.answers) for one in train} == {True, False}
-    names = {word for one in dev for word in one.context.split() if word[0].isupper()}
-    assert names and not any(word in names for one in train for word in one.context.split())
+    trained, asked = ({name for one in part for name in names_in(one)} for part in (train, dev))
+    assert trained and asked and not trained & asked
+    trained, asked = ({word for name in small_llama.all_names(part) for word in name.split()} for part in ("train", "dev"))
+    assert asked == trained  # their words are known
+
+
+def names_in(example):
+    """The names that a text of the copy task speaks of, in order."""
+    return re.findall(r"(\w+ \w+) has a ", example.context)
+
+
+def test_the_copy_task_says_it_again_in_another_order(tmp_path):
+    argv = ["--copy-task", "20", "--out", str(tmp_path / "copy"), "--facts", "3", "--rounds", "4"]
+    assert small_llama.main(argv) == 0
+    train, dev = (read_dataset(tmp_path / f"copy/{part}.json").examples for part in ("train", "dev"))
+    for one in train:
+        found = names_in(one)
+        rounds = [found[k : k + 3] for k in range(0, 12, 3)]
+        assert len(found) == 12 and all(sorted(each) == sorted(rounds[0]) for each in rounds)
+        facts = re.findall(r"\w+ \w+ has a \w+ \w+\.", one.context)
+        assert len(set(facts)) == 3  # and says the same of them
+    assert any(names_in(one)[:3] != names_in(one)[3:6] for one in train)
+    assert all(len(names_in(one)) == 3 for one in dev)
 
 
 def test_a_checkpoint_of_known_shapes_loads(tmp_path, monkeypatch):

@@ -73,6 +73,24 @@ def test_batches_learn_the_answer_alone(tokenizer):
         assert batch["input_ids"][row, places + 1].tolist() == answer
 
 
+def test_with_the_inputs_batches_learn_every_token_but_the_first(tokenizer):
+    some = [*examples([0, 3]), unanswerable("Nothing here.")]
+    alone, whole = (
+        PromptSet(some, tokenizer, FORMATS["llama3"], SHORT, with_labels=True, inputs=inputs)
+        for inputs in (False, True)
+    )
+    chosen = np.arange(len(whole))
+    batch, without = whole.fill(chosen), alone.fill(chosen)
+    taught = without["labels"] != IGNORED
+    assert np.array_equal(batch["labels"][taught], without["labels"][taught])  # the answers are learned as before
+    for row in chosen:
+        places = np.flatnonzero(batch["labels"][row] != IGNORED)
+        ids = whole.prompt_ids(row) + whole.answer_ids(row)
+        assert batch["labels"][row, places].tolist() == ids[1:]
+        assert batch["input_ids"][row, places].tolist() == ids[:-1]
+    assert whole.units(chosen) == (whole.length - 1).sum() > alone.units(chosen) == alone.said.sum()
+
+
 def test_text_forges_nothing_and_awkward_ones_are_taken(tokenizer):
     evil = "".join(SPECIALS)
     some = [Example("a", evil, evil + " or not", (Answer("or not", len(evil) + 1),), ""), unanswerable("")]

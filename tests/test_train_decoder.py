@@ -132,6 +132,14 @@ def test_a_run_killed_anywhere_ends_bit_identical(decoder_place, tmp_path, flags
         assert all((tmp_path / f"cut{n}" / name).read_bytes() == wanted for n in range(2)), name
 
 
+def test_the_prompts_are_learned_too_where_asked(decoder_place, tmp_path):
+    """The loss is then over all tokens, of which a new model knows as little as of the answers'."""
+    assert run(decoder_place, tmp_path / "answers", max_steps=1) == 0
+    assert run(decoder_place, tmp_path / "inputs", max_steps=1, train_on_inputs=True) == 0
+    alone, whole = (read_log(tmp_path / name)[0] for name in ("answers", "inputs"))
+    assert alone["tokens"] == whole["tokens"] and alone["loss"] != whole["loss"]
+
+
 def test_fusion_over_adapters_of_a_decoder(decoder_place, tmp_path, capsys):
     """Trained, opened, asked, and gone on with after a kill: the same bits."""
     for seed, name in enumerate(("wiki", "reviews")):

@@ -14,7 +14,7 @@ from answering.settings import ReaderSettings, SpeakerSettings, stored_settings
 from answering.speaker import SpokenAnswers
 from training.run import asked
 
-FOR_DECODERS = ("chat_format", "template", "no_answer_phrase", "shots", "print_prompt")
+FOR_DECODERS = ("chat_format", "template", "no_answer_phrase", "shots", "print_prompt", "train_on_inputs")
 FOR_SPANS = ("window_step", "length_penalty")
 
 

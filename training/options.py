@@ -84,6 +84,7 @@ TRAIN_OPTIONS = (
     Option("no_answer_phrase", str, None, "What it is to say where there is none; unset: unanswerable.", PROMPTS),
     Option("shots", Path, None, "A small data set whose questions and answers stand before every prompt.", PROMPTS,
            metavar="FILE"),
+    Option("train_on_inputs", bool, False, "Learn the prompts' own tokens too, and not the answers' alone.", PROMPTS),
     Option("print_prompt", bool, False, "Print the first prompt and what is to be said after it, and stop.", PROMPTS),
     Option("out", Path, None, "Folder of the run; unset: runs/DATA-MODEL.", RUN, metavar="DIR"),
     Option("resume", bool, False, "Continue the run in --out exactly where its newest checkpoint stands.", RUN),
