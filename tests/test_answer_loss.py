@@ -13,13 +13,17 @@ from model.precision import make_scaler
 from model.tune import tune_lora
 from answering.reader import Reader
 from tests.test_prompts import SHORT
-from tests.test_speaker import speaker, unbound
+from tests.test_speaker import make_speaker, unbound
 from tests.tiny_run import examples
 from training.optimizer import make_optimizer
 from training.step import accumulate, answer_loss, train_step
 
 CPU = torch.device("cpu")
-assert speaker is not None  # the fixture
+
+
+@pytest.fixture(scope="module")
+def speaker():
+    return make_speaker()
 
 
 @pytest.fixture(scope="module")

@@ -18,15 +18,20 @@ from tests.tiny_run import examples
 SETTINGS = PromptSettings(template="Text: {context}\n\nQuestion: {question}", length=90, overlap=9, max_answer=5)
 
 
-@pytest.fixture(scope="module", params=[0, 5], ids=["plain", "virtual tokens"])
-def speaker(request):
+def make_speaker(virtual=0):
+    """A Reader of a random decoder, with so many virtual tokens before its prompts."""
     tokenizer = make_tokenizer()
     tokenizer.encode_special_tokens = True
     model = make_model(tokenizer.get_vocab_size())
-    if request.param:
-        add_prompt(model, request.param)
+    if virtual:
+        add_prompt(model, virtual)
     settings = SpeakerSettings(SETTINGS, chat="llama3", null_threshold=0.0)
     return Reader(model, tokenizer, settings, device=torch.device("cpu"), precision="fp32", tokenizer_config={})
+
+
+@pytest.fixture(scope="module", params=[0, 5], ids=["plain", "virtual tokens"])
+def speaker(request):
+    return make_speaker(request.param)
 
 
 def log_probability(speaker, prompt, said):
