@@ -1,8 +1,8 @@
-"""Answering timed beside transformers 4.57's pipeline and onnxruntime: python -m bench.answer --model FOLDER --data FILE
+"""Answering timed beside transformers' pipeline and onnxruntime: python -m bench.answer --model FOLDER --data FILE
 
-Each side is a process of its own that answers a piece (--block questions) when it is its turn, the same for all, after two
-pieces that do not count. What is timed goes from texts to answers. What the sides are stands in bench/answerers.py. `exact`
-is ours in fp32; `fastest` is the fastest of ours whose F1 on these questions is at most 0.3 below that.
+Each side is a process of its own that answers a piece (--block questions) when it is its turn, the same for all, after
+two pieces that do not count. What is timed goes from texts to answers. What the sides are stands in bench/answerers.py.
+`exact` is ours in fp32; `fastest` is the fastest of ours whose F1 on these questions is at most 0.3 below that.
 """
 
 import argparse
@@ -38,8 +38,8 @@ def parse(argv):
     add("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="ours; fp32 is always there (default all)")
     add("--threads", type=int, nargs="+", metavar="N",
         help="tried for the peers, the fastest is taken; ours takes the largest (default: 1 and all cores)")
-    add("--batch-tokens", type=int, nargs="+", default=[1536, 6144], metavar="N", help="tried for onnxruntime's batches")
-    add("--pipeline-python", type=Path, default=OLD_PYTHON, metavar="FILE", help="of an environment with transformers 4.57")
+    add("--batch-tokens", type=int, nargs="+", default=[1536, 6144], metavar="N", help="tried for onnxruntime")
+    add("--pipeline-python", type=Path, default=OLD_PYTHON, metavar="FILE", help="where transformers is 4.57")
     add("--seed", type=int, default=0, help="of the contexts that are drawn")
     add("--json", type=Path, metavar="FILE", help="also write the numbers there")
     options = parser.parse_args(argv)
@@ -66,18 +66,18 @@ def check_peers(options):
     if not found.startswith("4.57."):
         there = f"transformers {found} is" if found else "no Python with transformers is"
         raise InputError(
-            f"--pipeline-python {options.pipeline_python}: {there} there, and the pipeline is that of 4.57; bench/README.md "
-            "says how to make that environment, and --peer onnxruntime leaves it out"
+            f"--pipeline-python {options.pipeline_python}: {there} there, and the pipeline is that of 4.57; "
+            "bench/README.md says how to make that environment, and --peer onnxruntime leaves it out"
         )
 
 
 def draw(examples, number, seed, source):
-    """`number` questions of contexts drawn by the seed, each context's together as in a file; InputError if there are fewer."""
+    """`number` questions of contexts drawn by the seed, each context's together; InputError if there are fewer."""
     examples = [example for example in examples if example.question.strip()]
     if len(examples) < number:
         raise InputError(f"{source}: {len(examples)} questions, and {number} are wanted; lower --block or --pairs")
     if any(not example.answers for example in examples):
-        raise InputError(f"{source}: has questions without an answer; F1 is by SQuAD v1.1's rules here, so all need one")
+        raise InputError(f"{source}: has questions without an answer, and F1 is by SQuAD v1.1's rules: all need one")
     contexts = {}
     for example in examples:
         contexts.setdefault(example.context, []).append(example)
@@ -100,7 +100,7 @@ def measure(options, job, config):
     import torch
 
     from bench.gemm import ceiling
-    from bench.pairs import fastest, take_turns
+    from bench.pairs import fastest, work_by_turns
     from bench.report import cores, round_said
 
     threads = sorted({*(options.threads or (1, cores()))})
@@ -122,11 +122,11 @@ def measure(options, job, config):
         for name, choices in candidates.items():
             print(f"warming up {name}", file=sys.stderr, flush=True)
             used[name], workers[name] = fastest(choices, held)
-        turns = take_turns([lambda worker=worker: worker.ask("work") for worker in workers.values()], options.pairs, after)
+        answers = work_by_turns(workers, options.pairs, after)
         last = {name: worker.end() | {"threads": used[name][0]} for name, worker in workers.items()}
         if ONNX in last:
             last[ONNX]["tokens_per_batch"] = used[ONNX][1]
-    return dict(zip(workers, turns, strict=True)), last, rates
+    return answers, last, rates
 
 
 def scores(examples, answers):
@@ -163,7 +163,8 @@ def report(options, config, examples, answers, last, rates):
     exact, best = f"ours, {EXACT}", choose(sides, medians)
     wanted = [("exact", exact, PIPELINE), ("fastest", best, PIPELINE), ("fastest", best, ONNX)]
     rows = [
-        row(f"{mode} ({name}) beside {peer}", name, peer, answers, sides) for mode, name, peer in wanted if peer in sides
+        row(f"{mode} ({name}) beside {peer}", name, peer, answers, sides)
+        for mode, name, peer in wanted if peer in sides
     ]
     columns = {
         "threads": lambda side: side["threads"], "EM": lambda side: f"{side['exact_match']:.2f}",
@@ -195,7 +196,8 @@ def main(argv=None):
         examples = draw(dataset, (2 + options.pairs) * options.block, options.seed, options.data)
         with tempfile.TemporaryDirectory(prefix="bench-answer-") as name:
             job = {
-                "model": str(Path(options.model).resolve()), "block": options.block, "onnx": str(Path(name) / "int8.onnx"),
+                "model": str(Path(options.model).resolve()), "block": options.block,
+                "onnx": str(Path(name) / "int8.onnx"),
                 "questions": [(example.id, example.question, example.context) for example in examples],
             }
             if "onnxruntime" in options.peer:

@@ -1,9 +1,9 @@
 """The sides of bench.answer, a process each, which that program starts: python -m bench.answerers SIDE JOB THREADS
 
-    ours:WAY            this project's Reader; WAY is fp32, bf16, int8+fp32 or int8+bf16 (the matrix products of int8, the rest)
-    pipeline            transformers 4.57's question-answering pipeline as it is called by default, in its own environment
-    onnxruntime:TOKENS  an int8 model in place of the Reader's, in batches of at most TOKENS tokens: tokenising, batches of
-                        like lengths and the search for the best span are the Reader's, so both sides pay the same for them
+    ours:WAY            this project's Reader; WAY is fp32, bf16, int8+fp32 or int8+bf16 (products + the rest)
+    pipeline            transformers 4.57's question-answering pipeline as called by default, in its own environment
+    onnxruntime:TOKENS  an int8 model in place of the Reader's, in batches of at most TOKENS tokens: tokenising, batches
+                        of like lengths and the best span are the Reader's business, so both sides pay the same for them
 
 Only what the pipeline's environment has (torch, transformers) may be imported at the top.
 """
@@ -73,13 +73,14 @@ def reading(job, reader, tokens_per_batch, last):
 
 
 def build_pipeline(job, _):
-    """transformers 4.57's pipeline; a list of questions, no other option."""
+    """transformers 4.57's pipeline; lists of questions and of contexts, no other option."""
     import transformers
 
     qa = transformers.pipeline("question-answering", model=job["model"], device=-1)
 
     def answer(questions):
-        found = qa([{"question": question, "context": context} for _, question, context in questions])
+        _, asked, contexts = map(list, zip(*questions, strict=True))
+        found = qa(question=asked, context=contexts)
         found = [found] if isinstance(found, dict) else found  # of a list of one question
         return {name: one["answer"] for (name, _, _), one in zip(questions, found, strict=True)}
 

@@ -38,10 +38,11 @@ def export_int8(folder, path):
     from answering.reader import base_folder
     from model.weights import read_config
 
-    if getattr(read_config(base_folder(folder)), "model_type", "llama") != "bert" or base_folder(folder) != Path(folder):
+    config, own = read_config(base_folder(folder)), base_folder(folder) == Path(folder)
+    if not own or getattr(config, "model_type", "llama") != "bert":
         raise InputError(f"{folder}: only a BERT's own folder can be exported here, no adapter's")
-    with tempfile.TemporaryDirectory(prefix="bench-export-") as name, redirect_stdout(sys.stderr), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    scratch, quiet = tempfile.TemporaryDirectory(prefix="bench-export-"), warnings.catch_warnings(action="ignore")
+    with scratch as name, redirect_stdout(sys.stderr), quiet:
         plain = Path(name) / "fp32.onnx"
         export_fp32(folder, plain)
         quantize_dynamic(plain, path, weight_type=QuantType.QInt8, per_channel=True)

@@ -49,11 +49,11 @@ def wait(device):
 
 
 def encoder_flops(config, tokens, learning=True, frozen=False):
-    """FLOPs of the encoder's weight products for `tokens` real tokens: 2 · tokens · Σ in · out over layers and products.
+    """FLOPs of the encoder's weight products for `tokens` real tokens: 2 · tokens · Σ in · out over all products.
 
-    learning: with the backward pass, which has two more products of the size of each (the gradients of its input and of
-    its weight): three times as many. frozen: the weights learn nothing, as under LoRA, and need the first one alone; the
-    first layer's query, key and value not even that, since nothing below them learns. Adapters' own products, those
+    learning: with the backward pass, which has two more products of the size of each (the gradients of its input and
+    of its weight): three times as many. frozen: the weights learn nothing, as under LoRA, and need the first one alone;
+    the first layer's query, key and value not even that, since nothing below them learns. Adapters' own products, those
     inside attention, the head and the embeddings are left out: some per cent at these lengths, so that a share of the
     ceiling is a lower bound. What is computed twice (checkpointing) counts once.
     """

@@ -1,11 +1,12 @@
 """The sides of bench.train, a process each, which that program starts: python -m bench.learners SIDE JOB THREADS
 
-Ours is made of train.py's own parts. The peer is transformers' BertForQuestionAnswering in the plainest loop that has the
-recipe's settings; its batches come from the same arrays as ours, so that it pays for no data loader.
+Ours is made of train.py's own parts. The peer is transformers' BertForQuestionAnswering in the plainest loop that has
+the recipe's settings; its batches come from the same arrays as ours, so that it pays for no data loader.
 
-shipped: as run_qa.py is documented: batches of 12 in random order, everything padded to the window's length, fp32, AdamW
-         as the Trainer chooses it (fused), no weight decay
-tuned:   lengths sorted (our batches), padded to the longest of a batch, bf16 autocast, sdpa, fused AdamW; on a GPU compiled
+shipped: as run_qa.py is documented: batches of 12 in random order, everything padded to the window's length, fp32,
+         AdamW as the Trainer chooses it (fused), no weight decay
+tuned:   lengths sorted (our batches), padded to the longest of a batch, bf16 autocast, sdpa, fused AdamW; on a GPU
+         compiled too
 """
 
 import shlex

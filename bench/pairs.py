@@ -1,4 +1,4 @@
-"""Programs timed by turns, A B A B, so that whatever else the machine does meets all; and what is made of the seconds."""
+"""Programs timed by turns, so that whatever else the machine does meets them all; and what is made of the seconds."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -15,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 class Worker:
     """A process of its own that does one piece of work each time it is told to; answers are JSON lines on its stdout.
 
-    command: its arguments; it runs `serve` in the repository root. It says {"ready": true} when all is loaded; to "work"
-    it answers with a dictionary after a piece, to "end" with a last one. As a context it is gone afterwards, come what may.
+    command: its arguments; it runs `serve` in the repository root. It says {"ready": true} when all is loaded; to
+    "work" it answers with a dictionary after a piece, to "end" with a last one. As a context it is gone afterwards.
     """
 
     def __init__(self, command, environment=None):
@@ -41,7 +42,8 @@ class Worker:
     def listen(self):
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"a worker ended early with exit code {self.process.wait()}: {' '.join(self.process.args)}")
+            code, command = self.process.wait(), " ".join(self.process.args)
+            raise SystemExit(f"a worker ended early with exit code {code}: {command}")
         return json.loads(line)
 
     def ask(self, word):
@@ -86,8 +88,8 @@ def serve(build):
 def fastest(commands, held, warm=2):
     """Start a Worker for each of {name: (command, environment)}; returns (name, Worker) of the fastest, the others end.
 
-    Each does `warm` pieces, of which the last is what is compared; so does a single one, which stands as it is: all sides
-    have then done the same pieces. held: an ExitStack that the Worker is given to.
+    Each does `warm` pieces, of which the last is what is compared; so does a single one, which stands as it is: all
+    sides have then done the same pieces. held: an ExitStack that the Worker is given to.
     """
     best = None
     for name, (command, environment) in commands.items():
@@ -119,13 +121,19 @@ def take_turns(sides, rounds, after=None):
     return found
 
 
+def work_by_turns(workers, rounds, after=None):
+    """{name: answers} of {name: Worker} after `rounds` pieces of each."""
+    turns = take_turns([partial(worker.ask, "work") for worker in workers.values()], rounds, after)
+    return dict(zip(workers, turns, strict=True))
+
+
 def rate(answer):
     """Units of work per second of one piece."""
     return answer["units"] / answer["seconds"]
 
 
 def compare(ours, peer):
-    """What --json holds of two lists of answers: rates, and ours over the peer's, pair by pair, above 1 when ours is faster."""
+    """What --json holds of two lists of answers: rates, and ours over the peer pair by pair."""
     ratios = [rate(one) / rate(other) for one, other in zip(ours, peer, strict=True)]
     return {
         "ratios": ratios,

@@ -25,7 +25,7 @@ def cores():
 
 
 def describe(answers, last, flops, ceiling):
-    """A side's numbers. flops: of all its timed pieces' real tokens. ceiling: FLOP/s of the machine in its precision."""
+    """A side's numbers. flops: of all timed pieces' real tokens. ceiling: FLOP/s of the machine in its precision."""
     seconds = sum(answer["seconds"] for answer in answers)
     return last | {
         "tokens_per_second": sum(answer["tokens"] for answer in answers) / seconds, "padding": padding(answers),
@@ -48,7 +48,7 @@ def ratio_line(row):
 
 
 def table(unit, rates, sides, columns):
-    """Lines of Markdown, a side each. rates: side -> units per second. columns: title -> function of a side's numbers."""
+    """Lines of Markdown, a side each. rates: side -> units per second. columns: title -> function of a side."""
     titles = ["side", f"{unit}/s", "tokens/s", "peak memory", "padding", "of the matrix rate", *columns]
     yield "| " + " | ".join(titles) + " |"
     yield "|" + "---|" * len(titles)

@@ -1,9 +1,9 @@
 """Training timed beside transformers on the same windows: python -m bench.train --data FILE --recipe tuned
 
-Each side is a process of its own that trains a piece (--steps steps) when it is its turn: ours, peer, ours, peer, … after two
-pieces that do not count. Both begin from the same weights, head included, take the same windows in the same batches (those
-of recipe `shipped` in random order) at the same rates, and at the end say their loss on the same held-out windows. What the
-two recipes of the peer are stands in bench/learners.py.
+Each side is a process of its own that trains a piece (--steps steps) when it is its turn: ours, peer, peer, ours, …
+after two pieces that do not count. Both begin from the same weights, head included, take the same windows in the same
+batches (those of recipe `shipped` in random order) at the same rates, and at the end say their loss on the same
+held-out windows. What the two recipes of the peer are stands in bench/learners.py.
 """
 
 import argparse
@@ -47,11 +47,11 @@ def parse(argv):
     add("--lr", type=float, help="peak rate (default 3e-5 shipped, 1e-4 tuned, 1e-3 for adapters)")
     add("--dropout", type=float, default=0.1, help="of hidden values and of attention, both sides (default 0.1)")
     add("--without-attention-dropout", action="store_true", help=f"a further side, \"{BARE}\", and its row")
-    add("--shape", choices=("minilm", *SHAPES), default="minilm", help="weights: MiniLM's, or random ones of that shape")
+    add("--shape", choices=("minilm", *SHAPES), default="minilm", help="MiniLM's weights, or random ones of that shape")
     add("--model", metavar="FOLDER", help="a BERT's folder instead of --shape")
     add("--device", default="cpu", help="cpu (default) or cuda")
     add("--seed", type=int, default=0)
-    add("--ours", default="", metavar="FLAGS", help="more flags of train.py for our side, such as --ours=\"--no-checkpointing\"")
+    add("--ours", default="", metavar="FLAGS", help="train.py's flags for our side, so: --ours=\"--no-checkpointing\"")
     add("--json", type=Path, metavar="FILE", help="also write the numbers there")
     options = parser.parse_args(argv)
     counts = ("pairs", "steps", "questions", "held_out_windows", "batch_size", "window_length")
@@ -127,17 +127,17 @@ def measure(options, job, config, folder):
 
     from bench.gemm import ceiling
     from bench.learners import ours_options, split_examples
-    from bench.pairs import fastest, take_turns
+    from bench.pairs import fastest, work_by_turns
     from bench.report import cores, round_said
     from model.precision import choose_device, choose_precision
 
-    ours_options(job)  # a slip in --ours shows before anything is started
+    told = ours_options(job)  # a slip in --ours shows before anything is started
     learned, _ = split_examples(job)
     threads = sorted({*(options.threads or (1, cores()))})
     torch.set_num_threads(threads[-1])
     peer = f"transformers, {options.recipe}"
     jobs = {"ours": job} | ({BARE: replace(job, attention_dropout=0.0)} if options.without_attention_dropout else {})
-    precisions = {job.peer_precision, choose_precision("auto", choose_device(options.device))}
+    precisions = {job.peer_precision, choose_precision(told.precision, choose_device(told.device))}
     rows = min(6144, job.batch_size * min(job.window_length, 176))
     rates = {precision: 0.0 for precision in sorted(precisions)}
     said = round_said([*jobs, peer], options.pairs)
@@ -153,8 +153,7 @@ def measure(options, job, config, folder):
         for name, one in jobs.items():
             used[name], workers[name] = fastest(commands(one, "ours", threads[-1:], folder), held)
         used[peer], workers[peer] = fastest(commands(job, "peer", threads, folder), held)
-        turns = take_turns([lambda worker=worker: worker.ask("work") for worker in workers.values()], options.pairs, after)
-        answers = dict(zip(workers, turns, strict=True))
+        answers = work_by_turns(workers, options.pairs, after)
         check_same_work(answers)
         last = {name: worker.end() | {"threads": used[name]} for name, worker in workers.items()}
     return answers, last, rates
@@ -190,13 +189,10 @@ def report(options, job, config, answers, last, rates):
     from bench.report import describe, ratio_line, row, table, whole
     from common.files import write_json
 
-    sides = {
-        name: describe(
-            given, last[name], encoder_flops(config, sum(one["tokens"] for one in given), frozen=options.tune != "full"),
-            rates[last[name]["precision"]],
-        )
-        for name, given in answers.items()
-    }
+    sides, frozen = {}, options.tune != "full"
+    for name, given in answers.items():
+        flops = encoder_flops(config, sum(one["tokens"] for one in given), frozen=frozen)
+        sides[name] = describe(given, last[name], flops, rates[last[name]["precision"]])
     peer = list(sides)[-1]
     rows = [row(f"{name} beside {peer}", name, peer, answers, sides) for name in sides if name != peer]
     medians = {name: statistics.median(map(rate, given)) for name, given in answers.items()}

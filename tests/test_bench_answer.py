@@ -21,12 +21,13 @@ class Model(torch.nn.Module):
     def forward(self, input_ids, attention_mask): return None
 class Pipeline:
     def __init__(self): self.model = Model()
-    def __call__(self, asked):
+    def __call__(self, question, context):
         ids = torch.ones(1, 9, dtype=torch.int64)
+        assert len(question) == len(context)
         found = []
-        for one in asked:
+        for one in context:
             self.model(input_ids=ids, attention_mask=ids)
-            found.append({"answer": one["context"].split("for ")[-1].rstrip(".")})
+            found.append({"answer": one.split("for ")[-1].rstrip(".")})
         return found
 def pipeline(task, model, device):
     assert task == "question-answering" and device == -1
@@ -55,8 +56,8 @@ def asked(tmp_path_factory):
 
 def test_a_tiny_comparison(asked, old_python, tmp_path, capsys):
     model, data = asked
-    argv = ["--model", model, "--data", data, "--pairs", 2, "--block", 5, "--threads", 1, "--ways", "bf16", "--peer", "pipeline",
-            "--pipeline-python", old_python, "--json", tmp_path / "found.json"]
+    argv = ["--model", model, "--data", data, "--pairs", 2, "--block", 5, "--threads", 1, "--ways", "bf16",
+            "--peer", "pipeline", "--pipeline-python", old_python, "--json", tmp_path / "found.json"]
     assert answer.main(list(map(str, argv))) == 0, capsys.readouterr().err
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["what"] == "exact (ours, fp32) beside pipeline 4.57" and len(found["ratios"]) == 2
@@ -80,7 +81,8 @@ def test_questions_are_drawn_by_context(asked, tmp_path):
 
 
 def test_the_fastest_is_one_that_answers_as_well():
-    sides = {"ours, fp32": {"f1": 75.0}, "ours, bf16": {"f1": 74.8}, "ours, int8+bf16": {"f1": 74.6}, "peer": {"f1": 80.0}}
+    f1 = {"ours, fp32": 75.0, "ours, bf16": 74.8, "ours, int8+bf16": 74.6, "peer": 80.0}
+    sides = {name: {"f1": value} for name, value in f1.items()}
     rates = {"ours, fp32": 1.0, "ours, bf16": 2.0, "ours, int8+bf16": 3.0, "peer": 9.0}
     assert answer.choose(sides, rates) == "ours, bf16"
     assert answer.choose(sides | {"ours, int8+bf16": {"f1": 74.71}}, rates) == "ours, int8+bf16"

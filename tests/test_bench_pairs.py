@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from bench.gemm import ceiling, encoder_flops
-from bench.pairs import Worker, compare, fastest, padding, take_turns
+from bench.pairs import Worker, compare, fastest, padding, take_turns, work_by_turns
 from model.bert import BertConfig
 from tests.tiny_run import ROOT
 
@@ -69,7 +69,7 @@ def sleeper(seconds):
 def test_a_peer_that_is_ours_again_gives_one(capfd):
     with ExitStack() as held:
         ours, same, slower = (held.enter_context(Worker(sleeper(s))) for s in (0.2, 0.2, 0.4))
-        turns = take_turns([lambda worker=worker: worker.ask("work") for worker in (ours, same, slower)], 5)
+        turns = list(work_by_turns({0: ours, 1: same, 2: slower}, 5).values())
         for peer, wanted in ((turns[1], 1.0), (turns[2], 2.0)):
             found = compare(turns[0], peer)
             low, high = found["ratio_spread"]
@@ -131,7 +131,7 @@ def test_matrix_work_by_hand():
     # a token: 4 products of 4 x 4 and two of 4 x 10, two FLOPs each: 2 (64 + 80) = 288, by 3 layers
     assert encoder_flops(config, 5, learning=False) == 5 * 288 * 3
     assert encoder_flops(config, 5) == 3 * 5 * 288 * 3
-    # frozen weights: forward and the gradients of inputs, but those of the first query, key and value, 3 * 2 * 16 a token
+    # frozen weights: forward and inputs' gradients, but those of the first query, key and value, 3 * 2 * 16 a token
     assert encoder_flops(config, 5, frozen=True) == 2 * 5 * 288 * 3 - 5 * 96
     assert encoder_flops(config, 5, learning=False, frozen=True) == 5 * 288 * 3
 

@@ -26,9 +26,9 @@ def tiny_place(tmp_path_factory):
 def job(tiny_place, **changes):
     model, data = tiny_place
     settings = dict(
-        start=str(model), data=[str(data)], held_out=None, questions=100, held_out_windows=7, tune="full", recipe="tuned",
-        batch_size=5, steps=2, pieces=2, window_length=WINDOW, lr=1e-3, dropout=0.1, attention_dropout=0.1, device="cpu",
-        seed=0, ours="--precision fp32",
+        start=str(model), data=[str(data)], held_out=None, questions=100, held_out_windows=7, tune="full",
+        recipe="tuned", batch_size=5, steps=2, pieces=2, window_length=WINDOW, lr=1e-3, dropout=0.1,
+        attention_dropout=0.1, device="cpu", seed=0, ours="--precision fp32",
     )
     return learners.Job(**settings | changes)
 
@@ -73,8 +73,9 @@ def test_both_sides_begin_with_the_same_loss_and_come_to_nearly_the_same(tiny_pl
 
 def test_a_tiny_comparison(tiny_place, tmp_path, capsys):
     model, data = tiny_place
-    argv = ["--data", data, "--model", model, "--window-length", WINDOW, "--held-out-windows", 7, "--pairs", 2, "--steps", 2,
-            "--batch-size", 5, "--threads", 1, "--without-attention-dropout", "--json", tmp_path / "found.json"]
+    argv = ["--data", data, "--model", model, "--window-length", WINDOW, "--held-out-windows", 7, "--pairs", 2,
+            "--steps", 2, "--batch-size", 5, "--threads", 1, "--without-attention-dropout", "--ours=--precision fp32",
+            "--json", tmp_path / "found.json"]
     assert train.main(list(map(str, argv))) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     rows = [found, *found["more_rows"]]
@@ -101,8 +102,8 @@ def test_a_tiny_comparison(tiny_place, tmp_path, capsys):
 ])
 def test_what_cannot_be_is_said_before_anything_is_timed(tiny_place, argv, sentence, capsys):
     model, data = tiny_place
-    told = ["--data", str(data), "--model", str(model), "--window-length", str(WINDOW), "--held-out-windows", "7", *argv]
-    assert train.main(told) == 2
+    told = ["--data", data, "--model", model, "--window-length", WINDOW, "--held-out-windows", 7, *argv]
+    assert train.main(list(map(str, told))) == 2
     said = capsys.readouterr().err
     assert sentence in said and said.startswith("bench.train: ")
 
