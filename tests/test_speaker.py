@@ -86,12 +86,12 @@ def test_empty_texts_have_no_answer_and_a_reason(speaker):
 
 def unbound(speaker, some, **decoding):
     settings = replace(speaker.settings, decoding=Decoding(**decoding))
-    return run_steps(speaker.way.steps(some, settings, **alike(some)))
+    return run_steps(speaker.way.steps(some, settings, **alike(some, speaker.adapter)))
 
 
-def alike(some):
-    """Keywords of `steps` for questions that all want the bare model and the null."""
-    return {"adapters": [None] * len(some), "offer_nulls": [True] * len(some), "tokens_per_batch": None}
+def alike(some, adapter=None):
+    """Keywords of `steps` for questions that all want one adapter and the null."""
+    return {"adapters": [adapter] * len(some), "offer_nulls": [True] * len(some), "tokens_per_batch": None}
 
 
 def test_unbound_it_may_say_anything(speaker):
