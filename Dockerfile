@@ -29,7 +29,7 @@ COPY --chown=bareqa ${MODEL} /model/
 
 USER bareqa
 EXPOSE 5000
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:5000/api/health/ready', timeout=4)"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:5000/api/health', timeout=4)"]
 # Inside a container every address is the container's own; who may reach it is said where its port is published.
 ENTRYPOINT ["python", "serve.py", "--host", "0.0.0.0"]
 CMD ["--model", "/model"]

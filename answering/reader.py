@@ -309,7 +309,9 @@ class Reader:
             yield batch, start, end, tensors["answer_mask"]
 
     def ask(self, question, context):
-        """The Prediction for one question about one text (None: about none), and the seconds it took."""
+        """The Prediction for one question about one text (None: about none), and the seconds it took; InputError."""
+        if not isinstance(question, str) or not isinstance(context, str | None):
+            raise InputError("a question and its text should be strings")
         began = time.perf_counter()
         example = Example("question", question, context, None, "question")
         prediction = next(iter(self.predict([example])))

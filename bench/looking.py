@@ -17,7 +17,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from bench.pairs import Worker, alternate, compare, serve
+from bench.pairs import Worker, compare, serve, work_by_turns
 from common.errors import InputError
 
 KINDS = ("plain", "again", "looked", "eager")
@@ -59,20 +59,23 @@ def work_as(kind, options):
     """The worker's side: answer all questions at each word."""
     from inside.command import open_reader, read_sample
 
-    examples = read_sample([options.data], options.questions, 0)
-    reader = open_reader(options)
-    prepare(reader, kind, examples[0])
-    answers = []
+    def build():
+        examples = read_sample([options.data], options.questions, 0)
+        reader = open_reader(options)
+        prepare(reader, kind, examples[0])
+        answers = []
 
-    def work():
-        predictions = list(reader.predict(examples))
-        answers[:] = [(span.start, span.end) for one in predictions for span in one.spans[:1]]
-        return {"units": len(examples)}
+        def work():
+            predictions = list(reader.predict(examples))
+            answers[:] = [(span.start, span.end) for one in predictions for span in one.spans[:1]]
+            return {"units": len(examples)}
 
-    def last():
-        return {"answers": hashlib.sha256(json.dumps(answers).encode()).hexdigest(), "hooks": hooks(reader.model)}
+        def last():
+            return {"answers": hashlib.sha256(json.dumps(answers).encode()).hexdigest(), "hooks": hooks(reader.model)}
 
-    return serve(work, last)
+        return work, last
+
+    return serve(build)
 
 
 def worker(kind, options):
@@ -84,11 +87,14 @@ def worker(kind, options):
 
 def measure(options):
     """{kind: `compare` of it over plain, with what both said at their end}."""
-    plain, found = worker("plain", options), {}
-    for kind in KINDS[1:]:
-        ours = worker(kind, options)
-        found[kind] = compare(*alternate(ours.ask, plain.ask, options.pairs)) | {"last": ours.end()}
-    end = plain.end()
+    with worker("plain", options) as plain:
+        found = {}
+        for kind in KINDS[1:]:
+            with worker(kind, options) as ours:
+                work_by_turns({kind: ours, "plain": plain}, 1)  # which does not count
+                done = work_by_turns({kind: ours, "plain": plain}, options.pairs)
+                found[kind] = compare(done[kind], done["plain"]) | {"last": ours.end()}
+        end = plain.end()
     return {kind: one | {"plain": end} for kind, one in found.items()}
 
 

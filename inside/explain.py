@@ -73,6 +73,7 @@ def described(case, looked):
             for view in seen.windows
         ],
         "winner": seen.winner,
+        "length_penalty": case.settings.decode.length_penalty,
         "tokens": [
             {"token": piece.token, "part": piece.part, "start": piece.start, "end": piece.end}
             for piece in case.pieces(seen.winner)

@@ -72,7 +72,7 @@ class Looking:
         return run
 
     def why(self, session, case, rest):
-        return pictures.why_lines(why(case), session.style)
+        return pictures.why_lines(why(case), session.style, penalty=case.settings.decode.length_penalty)
 
     def lens(self, session, case, rest):
         return pictures.lens_lines(lens(case), session.style)
@@ -129,7 +129,8 @@ class Looking:
         question = rest.strip("\"'“”")
         if not question.strip():
             raise InputError('/patch takes another question about the same text, as in /patch "Who built it?"')
-        return pictures.patch_lines(patch(case, self.case_of(question, session.context)), session.style)
+        patches = patch(case, self.case_of(question, session.context))
+        return pictures.patch_lines(patches, session.style, case.settings.null_threshold)
 
     def diff(self, session, case, rest):
         if not rest:
@@ -149,6 +150,8 @@ class Looking:
             raise InputError("/trace takes the file to write to, as in /trace trace.txt")
         if path.exists():
             raise InputError(f"{path}: is there already; name another file")
+        if not path.parent.is_dir():
+            raise InputError(f"{path.parent}: there is no such folder; make it first")
         steps = trace(case)
         write_atomic(path, pictures.trace_text(steps))
         yield f"{len(steps)} operations are in {path}"

@@ -40,8 +40,10 @@ def strongest(pieces, weights, style, count=5):
     return "  ".join(f"{isolated(one_line(pieces[k].token), style)} {weights[k]:.3f}" for k in order)
 
 
-def why_lines(seen, style, count=4):
-    """/why"""
+def why_lines(seen, style, count=4, penalty=0.0):
+    """/why. penalty: taken off end logits for each of an answer's tokens after its first, as the decoder does."""
+    if penalty:
+        yield f"end logits are less {penalty:g} for each of the answer's tokens after its first (--length-penalty)"
     best = seen.prediction.spans[0]
     yield (f"best span: {short(best.text, style)}  start {best.start_logit:.2f} + end {best.end_logit:.2f} "
            f"= {best.score:.2f}, from window {seen.winner}")
@@ -99,26 +101,28 @@ def saliency_lines(seen, pieces, style):
     weights = seen.attributions.tolist()
     yield f"strongest: {strongest(pieces, weights, style, 8)}"
     yield f"  {heat_line(pieces, weights, style)}"
-    yield (f"score {seen.score:.3f}, without words {seen.baseline:.3f}; the words' parts make {sum(weights):.3f}, "
+    yield (f"start + end logit {seen.score:.3f}, without words {seen.baseline:.3f}; the words' parts make {sum(weights):.3f}, "
            f"so {seen.missing:.3f} is missing ({seen.steps} steps)")
 
 
-def patch_lines(patches, style):
-    """/patch"""
+def patch_lines(patches, style, threshold):
+    """/patch. threshold: above which null odds "no answer" is said, or None."""
     first = patches[0]
-    yield f"this question: {short(first.answer.text, style)}; the other: {short(first.other.text, style)}"
+    yield f"this question's best span: {short(first.answer.text, style)}; the other's: {short(first.other.text, style)}"
     for one in patches:
         yield f"with {one.tokens} states of the {one.part}'s tokens taken from the other question's run:"
-        yield f"{'swapped after':16}{'this':>8}{'other':>8}  best span then"
+        yield f"{'swapped after':16}{'this':>8}{'other':>8}{'null':>8}  best span then"
         for layer in one.layers:
             name = f"block {layer.layer - 1}" if layer.layer else "embeddings"
-            both = layer.answer_score, layer.other_score
+            null = layer.prediction.null
+            both = layer.answer_score, layer.other_score, null and sum(null)
             scores = "".join(f"{'-' if score is None else format(score, '.2f'):>8}" for score in both)
             best = layer.prediction.spans[0].text if layer.prediction.spans else ""
             flipped = "  (flipped)" if layer.layer in one.flips else ""
-            yield f"{name:16}{scores}  {short(best, style)}{flipped}"
+            said = "" if layer.prediction.answer(threshold) or not best else "  (no answer)"
+            yield f"{name:16}{scores}  {short(best, style)}{flipped}{said}"
     if len(patches) == 1:
-        yield "the questions have different numbers of tokens, so theirs were not swapped"
+        yield "the questions have different numbers of tokens, so the states of theirs were not swapped; one of as many would be"
 
 
 def difference_lines(seen, names, style):

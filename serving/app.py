@@ -58,6 +58,7 @@ def add_pages(app):
     page = PAGE.read_text(encoding="utf-8")
     policy = {"content-security-policy": page_policy(page)}
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def show_page():
         return HTMLResponse(page, headers=policy)

@@ -15,6 +15,7 @@ import re
 from common.errors import InputError
 
 LABEL = re.compile(r"^[ \t]*(question|context|text|document|passage)[ \t]*:[ \t]*", re.IGNORECASE | re.MULTILINE)
+BLANK_LINE = re.compile(r"\r?\n(?:[ \t]*\r?\n)+")
 QUESTION_MARKS = ("?", "\u061f", "\uff1f", "\u037e")  # of Latin, Arabic and Persian, Chinese, Greek
 SYSTEM = ("system", "developer")
 
@@ -59,7 +60,9 @@ def labelled(text):
 
 def closing_question(text):
     """(last paragraph, the ones before) of a message that ends by asking, else None."""
-    before, _, last = text.rstrip().rpartition("\n\n")
+    text = text.rstrip()
+    *_, gap = [None, *BLANK_LINE.finditer(text)]
+    before, last = (text[: gap.start()], text[gap.end() :]) if gap else ("", text)
     if before.strip() and last.rstrip().endswith(QUESTION_MARKS):
         return last.strip(), before.strip()
     return None

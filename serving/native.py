@@ -54,11 +54,13 @@ def native_routes(service, metrics, documents=None):
         answers = await documents.ask(service, request, body)
         return {"answers": answers, "seconds": time.perf_counter() - began}
 
+    @router.head("/api/health", include_in_schema=False)
     @router.get("/api/health", response_model=Health)
     async def health():
         """The process lives."""
         return {"status": "ok"}
 
+    @router.head("/api/health/ready", include_in_schema=False)
     @router.get("/api/health/ready", response_model=Health)
     async def ready():
         """A question would be taken now; otherwise 503."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from data.documents import counted
 from data.examples import Example
 
-GROUPS = 8  # in work at a time; each holds its texts as tokens
+LONG_GROUPS = 8  # in work at a time of those that take many passes; each holds its texts as tokens
 CHARACTERS_PER_TOKEN = 3  # of English some more; a guess that only decides who travels together
 RETRY_SECONDS = (1, 60)  # least and most that a client is told to stay away
 
@@ -158,7 +158,7 @@ class AnswerQueue:
                 if not (self._waiting or groups):
                     return
                 expire(self._waiting)
-                found = self._take_group() if len(groups) < GROUPS else []
+                found = self._take_group(sum(map(self._long, groups)) < LONG_GROUPS)
             if found:
                 groups.append(Group(found, self._steps(found)))
                 self.counts["groups"] += 1
@@ -179,11 +179,25 @@ class AnswerQueue:
             )
         )
 
-    def _take_group(self):
-        """Take waiting questions that may go with the first one, together about as long as a forward pass may be."""
-        room, taken, left, kind = self.tokens_per_batch * CHARACTERS_PER_TOKEN, [], [], None
+    @property
+    def _room(self):
+        """Characters that are about as many as a forward pass may read."""
+        return self.tokens_per_batch * CHARACTERS_PER_TOKEN
+
+    def _long(self, group):
+        return sum(question.characters for question in group.questions) > self._room
+
+    def _take_group(self, long_too):
+        """Take waiting questions that may go with the first one, together about as long as a forward pass may be.
+
+        long_too: whether one that is longer by itself may be taken; otherwise such wait, and others overtake them.
+        """
+        room, taken, left, kind = self._room, [], [], None
         for question in self._waiting:
             if question.future.done():
+                continue
+            if question.characters > self._room and not long_too:
+                left.append(question)
                 continue
             # one with steps of its own is alone in its group
             of_this = self.reader.sharing(question.adapter), question.steps and id(question)

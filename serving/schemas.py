@@ -194,6 +194,7 @@ class Explanation(BaseModel):
     null: NullScore
     windows: list[Window]
     winner: int
+    length_penalty: float
     tokens: list[Token]
     lens: Lens
     saliency: Saliency

@@ -109,6 +109,7 @@ class Service:
             await asyncio.wait({answers, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if not answers.done():
                 answers.cancel()
+                await asyncio.wait({answers})  # its end is taken note of, or asyncio logs it as an error
                 raise ClientLeft
             return answers.result()
         finally:

@@ -6,6 +6,7 @@ import json
 import re
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
 
@@ -84,7 +85,8 @@ def test_the_health_check_asks_what_there_is():
     ast.parse(code)
     port, path = re.search(r"http://127\.0\.0\.1:(\d+)(/[\w/]+)", code).groups()
     assert [port] == values("EXPOSE")
-    assert path in [route.path for route in native_routes(None, None).routes]
+    service = SimpleNamespace(reader=SimpleNamespace(model=None))
+    assert path in [route.path for route in native_routes(service, None).routes]
 
 
 def test_compose_starts_that_image_for_this_machine_alone():

@@ -1,5 +1,7 @@
 """The prompt's commands that look inside: what they show on the model built by hand, and what they refuse."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -102,11 +104,11 @@ def test_attention(say):
 def test_saliency_and_patching(say):
     said = say("/saliency", '/patch "cleo"', "/patch", "/patch lima cleo")
     assert said[0].startswith("strongest: bob 39.") and "is missing (32 steps)" in said[2]
-    assert said[3] == "this question: rome; the other: oslo"
+    assert said[3] == "this question's best span: rome; the other's: oslo"
     flipped = [line.split()[:2] for line in said if line.endswith("(flipped)")]
     assert flipped[:4] == [["block", "1"], ["block", "2"], ["embeddings", flipped[2][1]], ["block", "0"]]
     assert '/patch takes another question about the same text, as in /patch "Who built it?"' in said
-    assert said[-1] == "the questions have different numbers of tokens, so theirs were not swapped"
+    assert said[-1].startswith("the questions have different numbers of tokens, so the states of theirs were not swapped")
 
 
 def test_tokens_and_windows(say):
@@ -177,3 +179,26 @@ def test_heat_lines_leave_out_what_is_nothing(reader):
     weights = [0.0] * len(pieces)
     weights[1], weights[4] = 1.0, -0.5
     assert heat_line(pieces, weights, Style()) == "… bob█ … ada-▄ …"
+
+
+def with_decode(reader, *lines, **changes):
+    """What is said to lines while some settings are others."""
+    usual = reader.settings
+    decode = {"length_penalty": changes.pop("length_penalty")} if "length_penalty" in changes else {}
+    reader.settings = replace(usual, decode=replace(usual.decode, **decode), **changes)
+    try:
+        return talk(reader, CONTEXT, QUESTION, *lines)[3:]
+    finally:
+        reader.settings = usual
+
+
+def test_a_penalty_on_length_is_said_beside_the_end_logits(reader):
+    first, *_ = with_decode(reader, "/why", length_penalty=0.25)
+    assert first == "end logits are less 0.25 for each of the answer's tokens after its first (--length-penalty)"
+    assert not any("are less" in line for line in with_decode(reader, "/why"))
+
+
+def test_patching_says_where_no_answer_would_be_given(reader):
+    rows = [line for line in with_decode(reader, '/patch "cleo"', null_threshold=-1e6) if line.startswith(("block", "emb"))]
+    assert len(rows) >= 3 and all(line.endswith("(no answer)") for line in rows)
+    assert not any(line.endswith("(no answer)") for line in with_decode(reader, '/patch "cleo"', null_threshold=1e6))

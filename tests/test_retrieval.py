@@ -30,6 +30,10 @@ PAGE = """<!DOCTYPE html>
 <table><tr><td>a</td><td>b</td></tr></table><noscript>hidden</noscript>x&lt;y</body></html>"""
 
 
+def test_an_html_comment_that_never_closes_goes_to_the_end():
+    assert html_document("a.html", "<p>Ada built it.<!-- not --> Really.<!-- by Bo").text.split() == "Ada built it. Really.".split()
+
+
 def test_html_is_read_as_people_do():
     document = html_document("mill.html", PAGE)
     assert re.sub(r"\s+", " ", document.text).strip() == (

@@ -97,6 +97,8 @@ def test_a_batch_keeps_its_order(client):
 def test_health_information_and_metrics(client, server, tiny_folder, adapters):
     assert client.get("/api/health").json() == {"status": "ok"}
     assert client.get("/api/health/ready").json() == {"status": "ready"}
+    for path in ("/", "/api/health", "/api/health/ready"):  # as load balancers ask
+        assert client.head(path).status_code == 200 and client.head(path).content == b""
     information = client.get("/api/model/info")
     assert information.json()["name"] == tiny_folder.name
     assert information.json()["adapters"] == ["always", "never"] and information.json()["adapter"] == "never"

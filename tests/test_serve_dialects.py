@@ -169,6 +169,8 @@ CHATS = [
     ("a second question", [*user("T.\n\nP?"), ("assistant", "A"), *user("Q")], ("Q", "T.")),
     ("a third question", [*user("T."), *user("P?"), ("assistant", "A"), *user("Q?")], ("Q?", "T.")),
     ("one message, a paragraph each", user("T.\n\nU.\n\nQ?"), ("Q?", "T.\n\nU.")),
+    ("a paragraph each, from Windows", user("T.\r\n\r\nQ?"), ("Q?", "T.")),
+    ("an empty line with spaces in it", [("system", "Be kind."), *user("T.\n \nU.\n\t\nQ?")], ("Q?", "T.\n \nU.")),
     ("one message, a line each", user("T.\nU.\nQ"), ("Q", "T.\nU.")),
     ("one message beats the system's words", [("system", "Be kind."), *user("T.\n\nQ?")], ("Q?", "T.")),
     ("Persian question mark", [("system", "Be kind."), *user("م.\n\nس؟")], ("س؟", "م.")),
@@ -183,7 +185,7 @@ CHATS = [
 
 
 def test_the_table_of_chats_is_whole():
-    assert len({name for name, _, _ in CHATS}) == 17
+    assert len({name for name, _, _ in CHATS}) == 19
 
 
 @pytest.mark.parametrize("messages, found", [chat[1:] for chat in CHATS], ids=[chat[0] for chat in CHATS])

@@ -228,3 +228,15 @@ def test_nobody_waits_for_a_thread_that_is_gone(gated, monkeypatch):
     assert not queue.accepts
     with pytest.raises(Busy):
         queue.submit([asked()])
+
+
+def test_a_sentence_does_not_wait_for_many_books(tiny):
+    """More long texts than are read at a time, all before it; without a way past them it would be answered last but one."""
+    queue = AnswerQueue(tiny, capacity=20, tokens_per_batch=300)
+    books, sentence = [asked(90) for _ in range(9)], asked(1)
+    queue.submit([*books, sentence])
+    found = sentence.future.result(SECONDS)
+    assert not any(book.future.done() for book in books)
+    assert places(found) == places(alone(tiny, sentence))
+    assert {book.future.result(SECONDS).windows for book in books} == {alone(tiny, books[0]).windows}
+    queue.close()

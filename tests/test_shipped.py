@@ -36,6 +36,23 @@ def test_infer_answers_by_it_where_nothing_else_was_trained(question, tmp_path, 
     assert wanted in found if wanted else not found
 
 
+DOCUMENTS = {
+    "When did the observatory open?": ("1931", "harrow-ridge.txt"),
+    "Who built the ferry?": ("Otto and Emil Brandt", "ferry.md"),
+    "Who opened the bakery?": ("Marta Kolb", "bakery.html"),
+}
+
+
+@pytest.mark.parametrize("question", DOCUMENTS)
+def test_the_readme_s_documents_are_answered_from(question, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = ["--docs", str(ROOT / "docs/notes"), "--question", question, "--json", "--device", "cpu", "--cache", "none"]
+    assert infer.main(asked) == 0
+    first = json.loads(capsys.readouterr().out)["answers"][0]
+    text, file = DOCUMENTS[question]
+    assert text in first["answer"] and first["file"].endswith(file)
+
+
 def test_it_reads_the_sample_corpus_far_better_than_nothing():
     """Answerable English questions of the sample's dev part, none of which it has seen."""
     examples = read_split([ROOT / "data/sample/dev.json"], None, 0, False, "scoring").examples
