@@ -36,7 +36,9 @@ def prepared(place, tmp_path):
 def test_a_plan_is_printed_and_nothing_is_written(place, tmp_path, capsys):
     argv = [*map(str, arguments(*place, tmp_path / "out")), "--plan"]
     assert train.main(argv) == 0
-    steps, time, memory, largest = capsys.readouterr().out.splitlines()
+    steps, time, memory, *largest = capsys.readouterr().out.splitlines()
+    # among other tests there may be room in what this process holds already, and then nothing tells how memory grows
+    assert all(line.startswith("largest micro-batch: ") for line in largest) and len(largest) <= 1
     assert steps.startswith("steps: ") and "windows of up to" in steps
     assert " s a step)" in time and " of scoring, " in time and "to read and tokenise" in time
     assert memory.startswith("memory: ") and memory.endswith("fits")

@@ -19,7 +19,7 @@ from tests.tiny_run import ROOT, Nursery, arguments, read_log, results, write_sq
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and fork of POSIX")
 STEPS = 30
 # with a batch of 5 the last batch of an epoch is ragged; dropout makes random states matter
-FLAGS = {"dropout": 0.1, "attention_dropout": 0.1, "eval_every": 7, "eval_first": True, "lr": 0.01, "seed": 2}
+FLAGS = {"dropout": 0.1, "attention_dropout": 0.1, "eval_every": 7, "eval_first": True, "lr": 0.01, "seed": 6}
 
 
 @pytest.fixture(autouse=True)

@@ -60,7 +60,10 @@ def test_no_request_breaks_the_server(api, mode):
         @given(case=operation.as_strategy(generation_mode=mode))
         def throw(case):
             tried.add((case.method, case.path))
-            case.call_and_validate(checks=CHECKS)
+            response = case.call()
+            # what is too long is refused before it is parsed, whatever else is wrong with it
+            too_long = response.status_code == 413
+            case.validate_response(response, checks=[c for c in CHECKS if not (too_long and c is negative_data_rejection)])
 
         if mode is GenerationMode.POSITIVE or operation.body:  # without a body there is little to get wrong
             throw()
