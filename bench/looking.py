@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bench.pairs import Worker, compare, serve, work_by_turns
 from common.errors import InputError
+from common.pages import keep_pages
 
 KINDS = ("plain", "again", "looked", "eager")
 SAMPLE = Path(__file__).parents[1] / "data/sample/dev.json"
@@ -60,6 +61,7 @@ def work_as(kind, options):
     from inside.command import open_reader, read_sample
 
     def build():
+        keep_pages()  # as `infer.py --predict` does; looking would otherwise teach the allocator to, and seem to help
         examples = read_sample([options.data], options.questions, 0)
         reader = open_reader(options)
         prepare(reader, kind, examples[0])

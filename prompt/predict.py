@@ -9,6 +9,7 @@ from pathlib import Path
 
 from common.errors import InputError
 from common.files import write_folder, write_json, write_pairs
+from common.pages import keep_pages
 from data.documents import counted
 from metrics import evaluate_v1, text_scores
 from training.together import predict_together
@@ -118,6 +119,7 @@ def answer_all(reader, examples, policy, *, tokens_per_batch, progress=None, ran
 
     What is timed goes from texts to answers.
     """
+    keep_pages()
     began = time.perf_counter()
     predictions = predict_together(
         ranks, reader, examples, offer_null=policy.offered, progress=progress, tokens_per_batch=tokens_per_batch
