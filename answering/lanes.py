@@ -1,18 +1,28 @@
-"""Several batches at a time on a CPU, each on one core, instead of one batch on all cores.
+"""Several batches at a time on a CPU, each on its share of the cores, instead of one batch on all of them.
 
 A forward pass is a few hundred small operations; with all cores on each, they wait for one another at the end of every
-one, and while Python reads out the answers they all wait. A lane is a thread that computes alone.
+one, and while Python reads out the answers they all wait. A lane is a thread that computes with its share alone.
 """
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import torch
 
+MOST = 4
+
 
 def usual_lanes(device):
-    """How many batches are worth computing side by side: one a core that torch may use on a CPU, else one."""
-    return torch.get_num_threads() if device.type == "cpu" else 1
+    """How many batches are worth computing side by side: on a CPU one a core that torch may use, up to MOST; else one."""
+    return min(MOST, torch.get_num_threads()) if device.type == "cpu" else 1
+
+
+def begin(share, begun):
+    """Give the thread that calls this its share of torch's threads, and wait for the other lanes."""
+    torch.get_num_threads()  # a thread's first call takes over the setting of all; later it would undo the share
+    torch.set_num_threads(share)
+    begun.wait()
 
 
 def in_lanes(function, items, lanes):
@@ -25,12 +35,17 @@ def in_lanes(function, items, lanes):
             yield item, function(item)
         return
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(lanes, thread_name_prefix="lane", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    share = max(1, threads // lanes)
+    with ThreadPoolExecutor(lanes, "lane") as pool:
+        begun = Barrier(lanes + 1)
+        for _ in range(lanes):
+            pool.submit(begin, share, begun)
+        begun.wait()
+        torch.set_num_threads(threads)  # a lane's setting is also what threads to come would begin with
         ahead, items = deque(), iter(items)
         try:
             for item in items:
                 ahead.append((item, pool.submit(function, item)))
-                torch.set_num_threads(threads)  # a lane's setting is also what threads to come would begin with
                 if len(ahead) > lanes:  # one waits, so that no lane does
                     done, future = ahead.popleft()
                     yield done, future.result()

@@ -92,8 +92,10 @@ class SpanReading:
             names = [adapters[example] for example in windows.example[batch]]
             return self.score(windows, batch, names if len(set(names)) > 1 else names[0], settings.decode)
 
-        batches = self.batches(windows, tokens_per_batch)
-        lanes = lanes if len(batches) >= 2 * lanes else 1  # a few batches are done sooner with all cores on each
+        tokens = tokens_per_batch or TOKENS_PER_BATCH
+        batches = self.batches(windows, tokens // lanes)  # together as large as one, so memory does not grow by lanes
+        if len(batches) < 2 * lanes:  # a few are done sooner with all cores on each
+            batches, lanes = self.batches(windows, tokens), 1
         for batch, (candidates, nulls) in in_lanes(score, batches, lanes):
             for row, window in enumerate(batch):
                 example = windows.example[window]

@@ -73,7 +73,11 @@ def seconds_of(work, device):
 
 
 def rates(sides, prompts, count, repeats, device):
-    """{side: tokens per second} of [(side, function of (prompts, count))], measured by turns."""
+    """{side: tokens per second} of [(side, function of (prompts, count))], measured by turns.
+
+    Raises:
+        InputError: more tokens took no longer than one.
+    """
     seconds = {name: [] for name, _ in sides}
     for _, speak_one in sides:
         speak_one(prompts, 2)  # the first call pays for warming up
@@ -81,7 +85,10 @@ def rates(sides, prompts, count, repeats, device):
         for name, speak_one in sides:
             one = seconds_of(lambda: speak_one(prompts, 1), device)
             seconds[name].append(seconds_of(lambda: speak_one(prompts, count), device) - one)
-    return {name: len(prompts) * (count - 1) / statistics.median(taken) for name, taken in seconds.items()}
+    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
+    if min(medians.values()) <= 0:
+        raise InputError(f"{count} tokens took no longer than one; give more --tokens or --repeats, or a quieter machine")
+    return {name: len(prompts) * (count - 1) / median for name, median in medians.items()}
 
 
 def read_bandwidth(device, size=2**28):

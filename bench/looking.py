@@ -46,7 +46,7 @@ def prepare(reader, kind, example):
     if kind == "looked":
         look_everywhere(reader, example)
     elif kind == "eager":
-        from model.bert import eager_attention
+        from model.attention import eager_attention
 
         reader.model.bert.forward = partial(reader.model.bert.forward, attention=eager_attention)
 

@@ -20,13 +20,12 @@ PIECE = 2**21  # numbers of the (T, T) matrices that are worked on at a time
 def fused_attention(query, key, value, mask, dropout):
     """By the fastest way there is for the device and for what is asked.
 
-    On a CPU everything but the weighting of the values is computed in fp32, whatever autocast says, and a pass that
-    will be differentiated takes `BatchedAttention`: the gradient of PyTorch's kernel takes three times as long
-    (docs/experiments.md).
+    On a CPU scores and softmax are in fp32, and a pass that will be differentiated takes `BatchedAttention`: with its
+    gradient PyTorch's kernel takes up to twice as long (docs/experiments.md).
     """
-    if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout), None
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(query.device.type, enabled=False):
+        if query.device.type != "cpu":
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout), None
         if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
             return BatchedAttention.apply(query, key, value, mask, dropout), None
         dtype, inputs = query.dtype, (query.float(), key.float(), value.float())

@@ -9,7 +9,7 @@ from common.choices import RANKINGS
 from data.examples import Example
 from retrieval.files import read_folder
 from retrieval.kept import kept_file, kept_vectors
-from retrieval.passages import passages_of
+from retrieval.passages import GAP, passages_of
 from retrieval.ranking import Bm25, Fusion, VectorRanker, best
 
 RANK_WEIGHT = 2.0  # the best of nine from 0 to 8, or within 0.1 F1 of it, for each ranking: docs/results.md
@@ -98,13 +98,18 @@ def to_read(collection, question, passages):
 def rank_answers(passages, predictions, null_threshold, count, rank_weight=RANK_WEIGHT):
     """The `count` best answers as Found, best first; none from a passage of which the model says "no answer".
 
-    passages: their numbers, best first; predictions: of each. A span counts by its score less rank_weight times the
-    logarithm of its passage's rank. The probabilities are a softmax over all spans that are weighed.
+    passages: their numbers, best first; predictions: of each. A span within one paragraph counts by its score less
+    rank_weight times the logarithm of its passage's rank, others do not count. The probabilities are a softmax over
+    all spans that are weighed.
     """
     weighed = []
     for rank, (passage, prediction) in enumerate(zip(passages, predictions, strict=True), 1):
         if prediction.answer(null_threshold) is not None:
-            weighed += [(span.score - rank_weight * math.log(rank), passage, span) for span in prediction.spans]
+            weighed += [
+                (span.score - rank_weight * math.log(rank), passage, span)
+                for span in prediction.spans
+                if not GAP.search(span.text)  # a heading and what follows it, or two paragraphs: no answer
+            ]
     weighed.sort(key=lambda one: -one[0])
     if not weighed:
         return []

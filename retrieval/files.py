@@ -62,9 +62,9 @@ def newlines(text):
 def html_document(name, source):
     """What a reader of an HTML file would read: no tags, no scripts, blocks parted by empty lines."""
     parser = _Reader(source)
-    open_comment = source.rfind("<!--")  # one that is never closed goes to the end, as in a browser
-    parser.feed(source[:open_comment] if open_comment > source.rfind("-->") else source)
-    parser.close()
+    parser.feed(source)
+    if not parser.rawdata.startswith("<!--"):  # a comment that is never closed goes to the end, as in a browser
+        parser.close()
     starts, sources, lengths, length = [], [], [], 0
     for piece, place, of_source in parser.pieces:
         starts.append(length)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import torch
 
@@ -78,7 +79,14 @@ def test_a_checkpoint_of_known_shapes_loads(tmp_path, monkeypatch):
             assert sum(p.numel() for p in LlamaForCausalLM(LlamaConfig(**shapes.SHAPES[name])).parameters()) == count
 
 
-def test_decoding_and_memory_are_measured(tmp_path, capfd):
+def test_decoding_and_memory_are_measured(tmp_path, capfd, monkeypatch):
+    assert decoding.seconds_of(lambda: time.sleep(0.01), torch.device("cpu")) >= 0.01
+
+    def a_millisecond_per_token(work, device):
+        said = work()
+        return 1e-3 * sum(map(len, said)) if isinstance(said, list) else 1e-3
+
+    monkeypatch.setattr(decoding, "seconds_of", a_millisecond_per_token)
     shapes.write_checkpoint(tmp_path / "toy", "toy")
     options = ["--tokens", "5", "--prompt-tokens", "9", "--text-tokens", "40", "--repeats", "1"]
     assert decoding.main([str(tmp_path / "toy"), *options, "--bandwidth-numbers", "1000"]) == 0
@@ -86,7 +94,12 @@ def test_decoding_and_memory_are_measured(tmp_path, capfd):
     assert [row["row"] for row in rows] == [
         "bf16, batch 1", "bf16, batch 8", "eight questions on one text", "nf4, batch 8"
     ]
-    assert all(row["ratio"] > 0 for row in rows) and set(rows[0]["share_of_bandwidth"]) == {"ours", "theirs"}
+    assert all(abs(row["ratio"] - 1) < 1e-6 for row in rows)
+    assert all(abs(row[side] - 1000) < 1e-3 for row in rows if "ours" in row for side in ("ours", "theirs"))
+    assert set(rows[0]["share_of_bandwidth"]) == {"ours", "theirs"}
+    monkeypatch.setattr(decoding, "seconds_of", lambda work, device: 1e-3)
+    assert decoding.main([str(tmp_path / "toy"), *options]) == 2
+    assert "more --tokens" in capfd.readouterr().err
     assert decoder_memory.main([str(tmp_path / "toy"), "--tokens", "40", "--device", "cpu"]) == 0
     found = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert found["largest_tensor_16_and_32"] == 6 * 600 * 64 and found["step_seconds"] > 0

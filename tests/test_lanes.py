@@ -9,6 +9,7 @@ import torch
 from answering.lanes import in_lanes, usual_lanes
 from answering.reader import Reader
 from answering.settings import ReaderSettings
+from answering.spans import SpanReading
 from data.windows import WindowSettings
 from tests.test_reader_steps import examples
 
@@ -38,6 +39,31 @@ def test_each_lane_computes_alone_and_the_caller_as_before(two_threads):
     other.join()
     assert later == [2]
     assert usual_lanes(torch.device("cpu")) == 2 and usual_lanes(torch.device("meta")) == 1
+
+
+def test_lanes_share_out_all_threads_and_are_few():
+    before = torch.get_num_threads()
+    torch.set_num_threads(7)
+    try:
+        assert usual_lanes(torch.device("cpu")) == 4
+        assert {count for _, count in in_lanes(lambda _: torch.get_num_threads(), range(4), 3)} == {2}
+        assert torch.get_num_threads() == 7
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_is_computed_at_once_has_the_tokens_of_one_batch(tiny_folder, two_threads, monkeypatch):
+    reader = Reader.load(tiny_folder, settings=ReaderSettings(WindowSettings(57, 13)), device="cpu", precision="fp32")
+    sizes, score = [], SpanReading.score
+    monkeypatch.setattr(SpanReading, "score", lambda way, windows, batch, *rest: (
+        sizes.append(len(batch) * int(windows.length[batch].max())), score(way, windows, batch, *rest))[1])
+    for lanes in (1, 2):
+        sizes.clear()
+        list(reader.predict(examples(*range(1, 10)), lanes=lanes, tokens_per_batch=240))
+        assert len(sizes) > 3 and 120 / lanes < max(sizes) <= 240 / lanes
+    sizes.clear()
+    list(reader.predict(examples(1, 2), lanes=2, tokens_per_batch=240))
+    assert max(sizes) > 120  # too few for two lanes
 
 
 def test_an_error_comes_in_its_turn_and_the_rest_is_not_begun():

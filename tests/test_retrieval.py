@@ -32,6 +32,8 @@ PAGE = """<!DOCTYPE html>
 
 def test_an_html_comment_that_never_closes_goes_to_the_end():
     assert html_document("a.html", "<p>Ada built it.<!-- not --> Really.<!-- by Bo").text.split() == "Ada built it. Really.".split()
+    script = '<script>let open = "<!--";</script><p>Ada built it.'
+    assert html_document("a.html", script).text.strip() == "Ada built it."
 
 
 def test_html_is_read_as_people_do():
@@ -251,3 +253,5 @@ def test_answers_are_ranked_across_passages():
     assert [f.span.text for f in rank_answers([4, 2, 7], predictions, 0.0, 9, 0.0)] == ["a", "b"]  # 2 says: no answer
     assert [f.span.text for f in rank_answers([4, 2, 7], predictions, None, 1, 10.0)] == ["a"]  # 2 came second
     assert rank_answers([4, 2, 7], predictions, -99.0, 9) == [] == rank_answers([], [], None, 3)
+    over_paragraphs = [prediction(9, ("Sel\n\n\nAda", 5.0), ("Ada\nLee", 3.0), ("Sel \r\n \r\nAda", 2.0))]
+    assert [(f.span.text, f.probability) for f in rank_answers([4], over_paragraphs, None, 9)] == [("Ada\nLee", 1.0)]
