@@ -153,6 +153,15 @@ def resident_bytes(pid):
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) * 1024
 
 
+def most_by_tenths(memory, seconds):
+    """The largest size in each tenth of `seconds` that has one, of [(seconds since the beginning, size)]."""
+    parts = {}
+    for now, size in memory:
+        part = min(int(10 * now / seconds), 9)
+        parts[part] = max(size, parts.get(part, 0))
+    return [parts[part] for part in sorted(parts)]
+
+
 class Server:
     """serve.py on a free port of loopback, as a process of its own. output: a file for all that it says."""
 
@@ -233,9 +242,8 @@ async def measure(options, server, examples, expected):
         print(f"at {options.factor:g} times that for {options.seconds:g} s: {answered:.1f} answers a second "
               f"({100 * answered / rate:.0f} %); {dict(tally.outcomes)}")
         print(f"answered in {tally.percentiles(ANSWERED)}; refused in {tally.percentiles(REFUSED)}")
-        settled = [size for now, size in memory if now >= 0.1 * options.seconds]
-        print(f"memory: {memory[0][1] / 1e6:.0f} MB at first, then {min(settled) / 1e6:.0f} to {max(settled) / 1e6:.0f}, "
-              f"{settled[-1] / 1e6:.0f} at the end", flush=True)
+        print(f"memory in MB: {memory[0][1] / 1e6:.0f} at first; most in each tenth of the time: "
+              f"{', '.join(f'{size / 1e6:.0f}' for size in most_by_tenths(memory, options.seconds))}", flush=True)
         during, away = await killed(server, client, examples, expected, options.factor * rate)
         print(f"killed under that load, and back after {away:.1f} s: {dict(during.outcomes)}", flush=True)
     async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=120) as client:

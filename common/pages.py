@@ -3,18 +3,23 @@
 import ctypes
 import sys
 
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # mallopt's names for them, malloc.h
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, ARENA_MAX = -1, -2, -3, -8  # mallopt's names for them, malloc.h
 
 
-def keep_pages():
+def keep_pages(one_heap=False):
     """Let freed memory stay with this process; returns whether that could be asked for (glibc alone can).
 
     A tensor is otherwise mapped anew and given back after use, and each of its pages costs a fault: 30,000 to 50,000 of
     them in a step of 16 windows (docs/experiments.md). Tensors over 32 MB, the most that glibc allows here, still come and
     go: kept too, they would leave holes between them that a long run pays for with gigabytes.
+
+    one_heap: threads that begin from now on share one, in which what is free lies together; otherwise each has heaps of 64
+    MB, of which a few tensors leave much unused. Of no use where several threads ask for memory all the time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return False
     wanted = (MMAP_THRESHOLD, 32 << 20), (TRIM_THRESHOLD, 2**31 - 1), (TOP_PAD, 64 << 20)
+    if one_heap:
+        wanted += ((ARENA_MAX, 1),)
     return all(mallopt(name, value) for name, value in wanted)

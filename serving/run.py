@@ -11,6 +11,7 @@ import uvicorn
 
 from common.errors import InputError
 from common.files import read_text
+from common.pages import keep_pages
 from data.examples import Example
 from serving.app import create_app
 from serving.queue import AnswerQueue
@@ -67,6 +68,7 @@ def serve(reader, name, options, say, documents=None):
     """Answer until SIGINT or SIGTERM; then finish what was accepted and return. say(sentence) tells the user."""
     token = read_token(options.token_file)
     listening = listen(options.host, options.port)
+    keep_pages(one_heap=True)  # one thread computes, with other shapes every time
     next(reader.predict([WARM_UP]))  # the first pass of a process is slow; let no client wait for it
     queue = AnswerQueue(reader, capacity=options.queue, tokens_per_batch=options.tokens_per_batch)
     service = Service(reader, queue, name=title(name), seconds=options.deadline, max_top_k=options.top_k)

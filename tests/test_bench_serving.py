@@ -38,7 +38,7 @@ def test_load_sheds_what_is_too_much_and_answers_the_rest_rightly(tiny_folder, c
     assert json.loads(lines[-1]) == {"faults": 0, "server_exit_code": 0}
     outcomes = dict(re.findall(r"'(\w+)': (\d+)", lines[1]))
     assert int(outcomes["answered"]) > 0 and set(outcomes) <= {"answered", "refused"}
-    assert lines[3].startswith("memory: ")
+    assert re.fullmatch(r"memory in MB: \d+ at first; most in each tenth of the time: \d+(, \d+){2,9}", lines[3])
     during = dict(re.findall(r"'(\w+)': (\d+)", lines[4]))
     assert set(during) & load.BROKEN_CONNECTION and set(during) <= {"answered", "refused", *load.BROKEN_CONNECTION}
     assert set(re.findall(r"'(\w+)'", lines[5])) == {"answered"}
@@ -63,6 +63,11 @@ def test_load_knows_when_there_is_no_answer():
     assert load.margin(Prediction("q", (), None, 1.0), 0.0) == math.inf
     assert load.margin(Prediction("q", (span,), (4.0, 3.0), 0.0), None) == -math.inf
     assert load.margin(Prediction("q", (span,), (4.0, 3.0), 0.0), 0.75) == 0.25
+
+
+def test_memory_is_followed_through_the_time():
+    seen = [(0.1, 5), (0.9, 7), (1.0, 6), (3.5, 9), (9.99, 4), (10.3, 8)]
+    assert load.most_by_tenths(seen, 10) == [7, 6, 9, 8]
 
 
 def test_load_is_bounded(capsys):

@@ -1,0 +1,47 @@
+"""What glibc is asked to do with memory, in processes of their own since it lasts as long as these."""
+
+import subprocess
+import sys
+
+import pytest
+
+ASK = """
+import ctypes, re, sys, threading
+from pathlib import Path
+from common.pages import keep_pages
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+kept = {asked}
+
+def in_main_heap(address):
+    low, high = re.search(r"(\\w+)-(\\w+) .*\\[heap\\]", Path("/proc/self/maps").read_text()).groups()
+    return int(low, 16) <= address < int(high, 16)
+
+found = []
+def look():
+    small, large = libc.malloc(1000), libc.malloc(20 << 20)
+    found.extend([in_main_heap(small), in_main_heap(large)])
+    libc.free(large)
+    again = libc.malloc(20 << 20)
+    found.append(again == large)
+
+thread = threading.Thread(target=look)
+thread.start(), thread.join()
+print(kept, *found)
+"""
+
+
+def ask(asked):
+    """What such a process says."""
+    process = subprocess.run([sys.executable, "-c", ASK.format(asked=asked)], capture_output=True, text=True, check=True)
+    return process.stdout.split()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_threads_share_one_heap_where_that_is_asked_for():
+    if ask("keep_pages()")[0] == "False":
+        pytest.skip("this C library has no mallopt")
+    assert ask("None")[1:3] == ["False", "False"]  # heaps of their own, and large blocks mapped
+    assert ask("keep_pages(one_heap=True)") == ["True", "True", "True", "True"]
+    assert ask("keep_pages()")[:2] == ["True", "False"]
