@@ -13,8 +13,9 @@ from itertools import count
 
 import torch
 
-from bench.pairs import peak_bytes, serve
+from bench.pairs import serve
 from common.files import read_json
+from common.memory import resident_bytes
 
 
 class Tokens:
@@ -47,7 +48,7 @@ def piecework(job, answer, tokens, last):
         answers = answer(job["questions"][first : first + job["block"]])
         return {"units": len(answers), "answers": answers, **tokens.take()}
 
-    return work, lambda: {"peak_bytes": peak_bytes(), "torch": torch.__version__, **last}
+    return work, lambda: {"peak_bytes": resident_bytes(peak=True), "torch": torch.__version__, **last}
 
 
 def build_ours(job, way):

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench.memory import resident
+from common.memory import resident_bytes
 
 
 def measure(options):
@@ -32,9 +32,9 @@ def measure(options):
     precision = choose_precision("auto", device)
 
     def peak():
-        return torch.cuda.max_memory_allocated() if device.type == "cuda" else resident("VmHWM") - before
+        return torch.cuda.max_memory_allocated() if device.type == "cuda" else resident_bytes(peak=True) - before
 
-    before = resident("VmRSS")
+    before = resident_bytes()
     began = time.perf_counter()
     model, _ = load_model(
         options.folder, four_bit=FourBit.named("nf4", precision), keep_16_bits=precision != "fp32"
@@ -47,7 +47,7 @@ def measure(options):
     result = {
         "device": str(device), "precision": precision, "linear_weights": weight_bytes(model), "weights": held,
         "largest_tensor_16_and_32": 6 * largest, "load_seconds": time.perf_counter() - began, "load_peak": peak(),
-        "host_load_peak": resident("VmHWM") - before,
+        "host_load_peak": resident_bytes(peak=True) - before,
     }
     result["load_allowed"] = held + 6 * largest + 500_000_000
     tune_lora(model, LoraConfig(8, 16.0, targets=("q_proj", "k_proj", "v_proj", "o_proj")))

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from bench.gemm import wait
-from bench.pairs import peak_bytes, serve
+from bench.pairs import serve
 from common.errors import InputError
 from common.files import read_json
 from common.options import parse
@@ -29,6 +29,7 @@ from data.tokenizer import load_tokenizer
 from data.windows import WindowSet, WindowSettings
 from model.precision import autocast, choose_device, choose_precision, make_scaler
 from model.source import resolve_model
+from training.measure import peak_memory_bytes
 from training.optimizer import learning_rate, make_optimizer
 from training.options import TRAIN_OPTIONS
 from training.run import read_split, settle_options
@@ -129,7 +130,7 @@ def held_out_loss(model, windows, limit, device):
 
 def farewell(job, model, held, device, precision, tokenizer):
     """A side's last words. The peak is read before the evaluation adds to it."""
-    peak = peak_bytes(device)
+    peak = peak_memory_bytes(torch.device(device))
     held = window_set(job, held, tokenizer)
     loss = held_out_loss(model, held, job.held_out_windows, device)
     return {"peak_bytes": peak, "held_out_loss": loss, "precision": precision, "torch": torch.__version__}

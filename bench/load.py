@@ -26,6 +26,7 @@ import httpx
 import numpy as np
 
 from common.errors import InputError
+from common.memory import resident_bytes
 from data.readers import read_dataset
 from answering.reader import Reader
 
@@ -148,11 +149,6 @@ async def overload(client, examples, expected, rate, goes_on):
     return tally, time.perf_counter() - began
 
 
-def resident_bytes(pid):
-    """Memory that a process has in RAM (Linux)."""
-    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) * 1024
-
-
 def most_by_tenths(memory, seconds):
     """The largest size in each tenth of `seconds` that has one, of [(seconds since the beginning, size)]."""
     parts = {}
@@ -228,7 +224,7 @@ async def measure(options, server, examples, expected):
 
     def goes_on(now):
         if not memory or now - memory[-1][0] >= 1:
-            memory.append((now, resident_bytes(server.process.pid)))
+            memory.append((now, resident_bytes(pid=server.process.pid)))
         return now < options.seconds
 
     limits = httpx.Limits(max_connections=options.queue + 200)

@@ -11,6 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from common.memory import resident_bytes
+
 ROWS = {  # name: model, quant, adapters
     "MiniLM, fp32": ("minilm", None, 0),
     "MiniLM, nf4": ("minilm", "nf4", 0),
@@ -18,14 +20,6 @@ ROWS = {  # name: model, quant, adapters
     "BERT-base, fp32": ("base", None, 0),
     "BERT-base, nf4": ("base", "nf4", 0),
 }
-
-
-def resident(key):
-    """VmRSS or VmHWM of this process, in bytes (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    raise ValueError(f"no {key} in /proc/self/status")
 
 
 def measure(folder, quant, adapters):
@@ -40,7 +34,7 @@ def measure(folder, quant, adapters):
     if quant:
         bitsandbytes_layers()
         torch.ops.bitsandbytes  # noqa: B018  the kernels, part of the imports
-    before = resident("VmRSS")
+    before = resident_bytes()
     model, _ = load_model(folder, four_bit=FourBit.named(quant) if quant else None)
     for number in range(adapters):
         add_lora(model, LoraConfig(rank=8), f"adapter{number}")
@@ -48,7 +42,7 @@ def measure(folder, quant, adapters):
     if adapters:
         size = sum(tensor.numel() * 4 for tensor in adapter_tensors(model, "adapter0").values())
     print(json.dumps({
-        "loaded": resident("VmRSS") - before, "peak": resident("VmHWM") - before, "linear_weights": weight_bytes(model),
+        "loaded": resident_bytes() - before, "peak": resident_bytes(peak=True) - before, "linear_weights": weight_bytes(model),
         "adapter": size,
     }))
 

@@ -3,7 +3,9 @@
 Every row (full, head, bitfit, lora on query and value, lora on all linear layers, dora, qlora, prompt) is trained at
 three learning rates; the rate is chosen on the held-out questions and that run alone is scored on a fixed sample of
 --score. With --halve all three go half of the way, and only the one of the lowest training loss goes on. Runs are
-ordinary runs of train.py under DIR: what is finished is not repeated, what was interrupted goes on.
+ordinary runs of train.py under DIR: what is finished is not repeated, what was interrupted goes on, so rows may be
+trained side by side by two of these. Then their times say nothing: --cost N takes seconds and memory from runs of N
+steps of their own, one after the other.
 """
 
 import argparse
@@ -70,6 +72,23 @@ def train(options, row, rate, until=None):
     return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
 
 
+def cost(options, row):
+    """(seconds that --steps take, peak bytes) by a run of --cost steps; its first tenth, the warm-up, does not count."""
+    out = options.out / f"cost-{row}"
+    if not (out / "metrics.json").is_file():
+        argv = [
+            sys.executable, str(ROOT / "train.py"), "--out", str(out), "--resume", "--train", *map(str, options.train),
+            "--dev", str(options.held_out), "--max-dev-examples", "20", "--max-steps", str(options.cost), "--batch-size", "16",
+            "--dropout", "0", "--attention-dropout", "0", "--seed", str(options.seed), *ROWS[row][0],
+        ]
+        if code := subprocess.call(argv):
+            raise InputError(f"{out}: the training ended with exit code {code}")
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    counted = [line["seconds"] for line in lines if line["updated"]][options.cost // 10 :]
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    return options.steps * sum(counted) / len(counted), metrics["peak_memory_bytes"]
+
+
 def best_at_half(options, row):
     """The rate whose mean loss from a third of the steps to half of them is the lowest, after training all so far."""
     half, found = options.steps // 2, {}
@@ -113,6 +132,7 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--halve", action="store_true", help="stop two of three rates half-way")
+    parser.add_argument("--cost", type=int, metavar="N", help="take seconds and memory from runs of N steps each")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     options = parser.parse_args(argv)
     try:
@@ -137,11 +157,14 @@ def compare(options):
         runs = {rate: train(options, row, rate) for rate in rates}
         best = max(runs, key=lambda rate: runs[rate]["f1"])
         folder, metrics = run_folder(options, row, best), runs[best]
+        seconds, peak = metrics["train_seconds"], metrics["peak_memory_bytes"]
+        if options.cost:
+            seconds, peak = cost(options, row)
         table.append({
             "row": row, "lr": best, **score(options, folder),
             "held_out_f1": {f"{rate:g}": run["f1"] for rate, run in runs.items()},
-            "trainable_parameters": metrics["trainable_parameters"], "train_seconds": metrics["train_seconds"],
-            "peak_memory_bytes": metrics["peak_memory_bytes"], "bytes_on_disk": bytes_on_disk(folder / "model"),
+            "trainable_parameters": metrics["trainable_parameters"], "train_seconds": seconds,
+            "peak_memory_bytes": peak, "bytes_on_disk": bytes_on_disk(folder / "model"),
         })
         print(json.dumps(table[-1]), flush=True)
     return table

@@ -148,18 +148,3 @@ def padding(answers):
     """The share of computed tokens that were padding."""
     real, padded = (sum(answer[key] for answer in answers) for key in ("tokens", "padded_tokens"))
     return 1 - real / padded
-
-
-def peak_bytes(device="cpu"):
-    """Most memory this process held, or that torch allocated on a GPU.
-
-    On Linux by VmHWM: ru_maxrss also counts what the process that started this one held at that moment.
-    """
-    import torch
-
-    from bench.memory import resident
-    from training.measure import peak_memory_bytes
-
-    device = torch.device(device)
-    on_linux = device.type == "cpu" and Path("/proc/self/status").is_file()
-    return resident("VmHWM") if on_linux else peak_memory_bytes(device)

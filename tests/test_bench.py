@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from bench import split, unanswerable
 from tests.tiny_model import SAMPLE
 
@@ -87,6 +89,13 @@ def test_methods_are_trained_chosen_and_scored(tmp_path, monkeypatch, capsys, ti
     assert table[1]["bytes_on_disk"] < table[0]["bytes_on_disk"] / 5
     shown = capsys.readouterr().out
     assert "| lora | 0.01 |" in shown
+    assert methods.main([*argv, "--cost", "3"]) == 0
+    costly = json.loads((tmp_path / "out/table.json").read_text())
+    assert [row["f1"] for row in costly] == [row["f1"] for row in table]
+    for row in costly:
+        lines = [json.loads(line) for line in (tmp_path / f"out/cost-{row['row']}/log.jsonl").read_text().splitlines()]
+        assert row["train_seconds"] == pytest.approx(2 / 3 * sum(line["seconds"] for line in lines))
+        assert row["peak_memory_bytes"] > 50_000_000
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")}
     assert methods.main(argv) == 0  # nothing is trained twice
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")} == stamps

@@ -1,9 +1,13 @@
-"""What glibc is asked to do with memory, in processes of their own since it lasts as long as these."""
+"""What glibc is asked to do with memory, in processes of their own since it lasts as long as these; and counting it."""
 
 import subprocess
 import sys
 
 import pytest
+
+from common.memory import resident_bytes
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 ASK = """
 import ctypes, re, sys, threading
@@ -30,6 +34,16 @@ thread = threading.Thread(target=look)
 thread.start(), thread.join()
 print(kept, *found)
 """
+
+
+def test_memory_is_this_process_s_own():
+    """A child of a process that holds much has its own peak, which getrusage would not say."""
+    code = "from common.memory import resident_bytes; print(resident_bytes(), resident_bytes(peak=True))"
+    ballast = bytearray(300 << 20)
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    now, peak = map(int, process.stdout.split())
+    assert 1e6 < now <= peak < len(ballast) / 2 and resident_bytes() > len(ballast)
+    assert resident_bytes(pid=2**30) is None
 
 
 def ask(asked):

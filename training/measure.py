@@ -1,10 +1,9 @@
 """What a run costs: parameters, memory, seconds per question."""
 
-import sys
-
 import numpy as np
 import torch
 
+from common.memory import resident_bytes
 from model.quant import FourBitLinear
 
 LATENCY_QUESTIONS = 50
@@ -47,11 +46,4 @@ def latency(reader, examples):
 
 def peak_memory_bytes(device):
     """Most memory this process held: on the GPU when there is one, else resident; None where unknown."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource  # POSIX only
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes(peak=True)

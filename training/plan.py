@@ -6,8 +6,6 @@ Memory: what the process holds after the largest micro-batch, an evaluation and 
 micro-batch is seen from two small ones first, so that one that would not fit is never tried.
 """
 
-import os
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.memory import resident_bytes
 from common.pages import keep_pages
 from data.batches import epoch_batches, split_by_tokens
 from data.documents import counted
@@ -116,9 +115,7 @@ def held(device):
         most = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         return most
-    if sys.platform != "linux":
-        return peak_memory_bytes(device)
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resident_bytes() or resident_bytes(peak=True)
 
 
 def foresee(options, prepared, bar):
