@@ -4,12 +4,11 @@
     python -m bench.small_llama --copy-task 4000 --out copy-task
     python train.py --model tiny-llama --train copy-task/train.json --dev copy-task/dev.json
 
-The vocabulary is a byte-level BPE of the sample corpus and the given files; turns are TinyLlama's. The copy task has
-texts of made-up names and things ("Dovaz Ribek has a red lamp. …") and asks what one of them has, or somebody who is
-not there: to answer it, a decoder has to find the name and copy what follows. No name of dev.json is in train.json;
-the words of its names are, each a token in a vocabulary of 1,024 or more. With
---rounds the texts of train.json say everything more than once, each time in another order: with `--train-on-inputs`
-each sentence after the first round is then a question of its own.
+The vocabulary is a byte-level BPE of the sample corpus and the given files; turns are TinyLlama's. Texts of the copy
+task say who, what, where and when, each most of the time, between sentences that say nothing ("Nobody spoke. It was told
+by Dovaz Ribek. The red lamp is gone."), and a question asks for one of the four: a decoder has to know which words are of
+that kind and copy them, or say that there are none. No value of dev.json is in train.json ("Dovaz Ribek", "red lamp");
+the words that they are made of are. It need not look anything up by a name: docs/experiments.md tells what came of that.
 """
 
 import argparse
@@ -29,10 +28,24 @@ TEMPLATE = (
 )
 SYLLABLES = ["ba", "do", "ki", "lu", "me", "no", "pa", "ri", "so", "tu", "va", "ze"]
 ENDINGS = ["k", "n", "r", "s", "t"]
-FIRST_NAMES, LAST_NAMES = 40, 100
+WORDS = random.Random(0).sample(["".join(x).capitalize() for x in itertools.product(SYLLABLES, SYLLABLES, ENDINGS)], 200)
 COLOURS = ["red", "blue", "green", "white", "black", "yellow", "grey", "brown"]
-OPENING = "Look around."  # so that every name stands after a space, and has the same tokens wherever it is
 THINGS = ["lamp", "boat", "book", "coat", "door", "key", "bell", "cup", "hat", "ring", "cart", "drum"]
+PLACES = ["Bay", "Hill", "Ford", "Field", "Bridge"]
+MONTHS = ["January", "March", "April", "June", "August", "October", "December"]
+KINDS = {  # the words that a value's two parts come from; how a text says it; how a question asks for it
+    "who": (WORDS[:40], WORDS[40:140], ["It was told by {}.", "{} was there.", "All waited for {}."],
+            ["Who is named?", "Which person is it about?", "Who was it?"]),
+    "what": (COLOURS, THINGS, ["The {} is gone.", "They had a {}.", "A {} was found."],
+             ["Which thing is named?", "What is it about?", "What was it?"]),
+    "where": (WORDS[140:], PLACES, ["The road goes to {}.", "It began at {}.", "Boats left {}."],
+              ["Which place is named?", "Where was it?", "At which place?"]),
+    "when": (MONTHS, [str(year) for year in range(1850, 1950)],
+             ["That was in {}.", "In {} it rained.", "Until {} all was well."],
+             ["Which date is named?", "When was it?", "Which month was it?"]),
+}
+FILLERS = ["Nobody spoke.", "The evening was quiet.", "So they say.", "It was cold.", "Some laughed.", "The rest is known."]
+SAID = 0.8  # of the four, how many a text says on average
 
 
 def texts_of(paths):
@@ -69,8 +82,7 @@ def make_model(options):
     from model.llama import LlamaConfig, LlamaForCausalLM
     from model.weights import save_weights
 
-    chance, names = random.Random(0), all_names("train")  # whose words are those of all names
-    copied = [said(facts_of(chance, 50, names)) + "<|user|>\n<|assistant|>\nunanswerable" for _ in range(200)]
+    copied = [text + "<|user|>\n<|assistant|>\nunanswerable" for text in texts_of_task(4000)]
     tokenizer = make_tokenizer([*texts_of(options.texts), *copied], options.vocab)
     torch.manual_seed(options.seed)
     config = LlamaConfig(
@@ -92,52 +104,41 @@ def make_model(options):
     print(f"{options.out}: {count:,} parameters, {tokenizer.get_vocab_size():,} tokens")
 
 
-def all_names(part):
-    """Names of two words, Dovaz Ribek: one of five pairs of first and last names is for "dev", the others for "train"."""
-    words = {"".join(parts).capitalize() for parts in itertools.product(SYLLABLES, SYLLABLES, ENDINGS)}
-    words = random.Random(0).sample(sorted(words), FIRST_NAMES + LAST_NAMES)
-    pairs = itertools.product(range(FIRST_NAMES), range(FIRST_NAMES, len(words)))
-    return [f"{words[a]} {words[b]}" for a, b in pairs if ((a + b) % 5 == 0) is (part == "dev")]
+def values(kind, part):
+    """What a text may say of a kind: one of five pairs of first and second words is for "dev", the others for "train"."""
+    firsts, seconds = KINDS[kind][:2]
+    pairs = itertools.product(enumerate(firsts), enumerate(seconds))
+    return [f"{one} {other}" for (a, one), (b, other) in pairs if ((a + b) % 5 == 0) is (part == "dev")]
 
 
-def facts_of(chance, count, names):
-    """(name, what is had) of `count` different names."""
-    return [(name, f"{chance.choice(COLOURS)} {chance.choice(THINGS)}") for name in chance.sample(names, count)]
-
-
-def said(facts):
-    """A text of some facts."""
-    return " ".join([OPENING, *(f"{name} has a {had}." for name, had in facts)])
-
-
-def copy_task(count, seed, part, facts=6, rounds=1):
-    """A SQuAD file's contents of `count` texts with a question each; one in five has no answer.
-
-    facts: sentences of a text. rounds: how often they stand there, each time in another order.
-    """
-    chance, names, paragraphs = random.Random(seed), all_names(part), []
+def copy_task(count, seed, part):
+    """A SQuAD file's contents of `count` texts with a question each."""
+    chance, known, paragraphs = random.Random(seed), {kind: values(kind, part) for kind in KINDS}, []
     for number in range(count):
-        rows = facts_of(chance, facts, names)
-        context = said([*rows, *(fact for _ in range(rounds - 1) for fact in chance.sample(rows, facts))])
-        if chance.random() < 0.2:
-            present = [name for name, _ in rows]
-            name, answers = chance.choice([name for name in names if name not in present]), []
-        else:
-            name, had = chance.choice(rows)
-            answers = [{"text": had, "answer_start": context.index(f"{name} has a ") + len(f"{name} has a ")}]
+        said = {kind: chance.choice(known[kind]) for kind in KINDS if chance.random() < SAID}
+        sentences = [chance.choice(KINDS[kind][2]).format(value) for kind, value in said.items()]
+        sentences += chance.sample(FILLERS, 3)
+        chance.shuffle(sentences)
+        context, kind = " ".join(sentences), chance.choice(list(KINDS))
+        answers = [{"text": said[kind], "answer_start": context.index(said[kind])}] if kind in said else []
         question = {
-            "id": f"{part}-{number}", "question": f"What does {name} have?", "answers": answers,
+            "id": f"{part}-{number}", "question": chance.choice(KINDS[kind][3]), "answers": answers,
             "is_impossible": not answers,
         }
         paragraphs.append({"context": context, "qas": [question]})
     return {"version": "v2.0", "data": [{"title": "copy", "paragraphs": paragraphs}]}
 
 
+def texts_of_task(count):
+    """Some of its texts and questions, for a vocabulary."""
+    for paragraph in copy_task(count, 0, "train")["data"][0]["paragraphs"]:
+        yield f"{paragraph['context']} {paragraph['qas'][0]['question']}"
+
+
 def make_task(options):
     """Write train.json and dev.json of the copy task into --out."""
     questions = min(400, max(1, options.copy_task // 10))
-    dev = copy_task(questions, options.seed + 1, "dev", options.facts)
-    train = copy_task(options.copy_task, options.seed, "train", options.facts, options.rounds)
+    dev, train = copy_task(questions, options.seed + 1, "dev"), copy_task(options.copy_task, options.seed, "train")
 
     def fill(folder):
         write_json(folder / "train.json", train)
@@ -152,8 +153,6 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m bench.small_llama", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--copy-task", type=int, metavar="N", help="make N questions of the copy task instead")
-    parser.add_argument("--facts", type=int, default=6, metavar="N", help="sentences of a text of the copy task")
-    parser.add_argument("--rounds", type=int, default=1, metavar="N", help="how often its texts to train on say it")
     parser.add_argument("--texts", nargs="*", type=Path, default=[], metavar="FILE", help="for the vocabulary")
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--hidden", type=int, default=256)

@@ -1,7 +1,6 @@
 """The tools that make and measure decoders, at toy size."""
 
 import json
-import re
 import time
 
 import torch
@@ -29,40 +28,20 @@ def test_a_small_llama_reads_and_is_asked_in_its_format(tmp_path):
 
 
 def test_the_copy_task_has_its_answers_in_its_texts(tmp_path):
-    assert small_llama.main(["--copy-task", "60", "--out", str(tmp_path / "copy")]) == 0
+    assert small_llama.main(["--copy-task", "300", "--out", str(tmp_path / "copy")]) == 0
     train, dev = (read_dataset(tmp_path / f"copy/{part}.json").examples for part in ("train", "dev"))
-    assert len(train) == 60 and len(dev) == 6
-    for one in train:
-        name = one.question.removeprefix("What does ").removesuffix(" have?")
-        assert one.context.count(" has a ") == 6
-        if one.answers:
-            assert f"{name} has a {one.answers[0].text}." in one.context
-        else:
-            assert name not in one.context
-    assert {bool(one.answers) for one in train} == {True, False}
-    trained, asked = ({name for one in part for name in names_in(one)} for part in (train, dev))
-    assert trained and asked and not trained & asked
-    trained, asked = ({word for name in small_llama.all_names(part) for word in name.split()} for part in ("train", "dev"))
-    assert asked == trained  # their words are known
-
-
-def names_in(example):
-    """The names that a text of the copy task speaks of, in order."""
-    return re.findall(r"(\w+ \w+) has a ", example.context)
-
-
-def test_the_copy_task_says_it_again_in_another_order(tmp_path):
-    argv = ["--copy-task", "20", "--out", str(tmp_path / "copy"), "--facts", "3", "--rounds", "4"]
-    assert small_llama.main(argv) == 0
-    train, dev = (read_dataset(tmp_path / f"copy/{part}.json").examples for part in ("train", "dev"))
-    for one in train:
-        found = names_in(one)
-        rounds = [found[k : k + 3] for k in range(0, 12, 3)]
-        assert len(found) == 12 and all(sorted(each) == sorted(rounds[0]) for each in rounds)
-        facts = re.findall(r"\w+ \w+ has a \w+ \w+\.", one.context)
-        assert len(set(facts)) == 3  # and says the same of them
-    assert any(names_in(one)[:3] != names_in(one)[3:6] for one in train)
-    assert all(len(names_in(one)) == 3 for one in dev)
+    assert len(train) == 300 and len(dev) == 30
+    known = {part: {kind: set(small_llama.values(kind, part)) for kind in small_llama.KINDS} for part in ("train", "dev")}
+    asked = {question: kind for kind, (*_, questions) in small_llama.KINDS.items() for question in questions}
+    for part, examples in (("train", train), ("dev", dev)):
+        for one in examples:
+            kind = asked[one.question]
+            in_text = [value for value in known[part][kind] if value in one.context]
+            assert in_text == [answer.text for answer in one.answers] and len(in_text) <= 1
+        assert {bool(one.answers) for one in examples} == {True, False}
+    for kind, (firsts, seconds, *_) in small_llama.KINDS.items():  # values are new, their words are known
+        assert not known["train"][kind] & known["dev"][kind]
+        assert {word for value in known["train"][kind] for word in value.split()} == {*firsts, *seconds}
 
 
 def test_a_checkpoint_of_known_shapes_loads(tmp_path, monkeypatch):
