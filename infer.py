@@ -181,7 +181,9 @@ def ask_documents(options):
     from prompt.documents import DocumentSession, ask, load_collection, plain_places
     from prompt.display import style_for
     from prompt.terminal import Lines, converse
+    from retrieval.files import check_folder
 
+    check_folder(options.docs)  # before the model takes its time
     reader = load(options)
     collection = load_collection(options, reader, note)
 

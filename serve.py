@@ -45,6 +45,10 @@ def run(options):
         raise InputError(f"{error.name} is not installed; get what the server needs with: pip install -e '.[serve]'") from None
     from prompt.loading import open_reader
 
+    if options.docs is not None:
+        from retrieval.files import check_folder
+
+        check_folder(options.docs)  # before the model takes its time
     reader, name = open_reader(options)
     for notice in reader.notices:
         note(f"note: {notice}")

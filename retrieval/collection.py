@@ -92,6 +92,7 @@ def make_ranker(texts, ranking, embedder, encode):
 
 def to_read(collection, question, passages):
     """The Examples a reader has to answer, one for each passage number."""
+    question = question[:QUESTION_CHARACTERS]  # once for each passage: a long one would cost as often
     return [Example(str(p), question, collection.text(p), None, "question") for p in passages]
 
 

@@ -122,14 +122,20 @@ class _Reader(HTMLParser):
             self.pieces.append((html.unescape(written), self.here(), len(written)))
 
 
+def check_folder(folder):
+    """It as a Path; InputError when there is no such folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: --docs wants a folder of text, Markdown and HTML files, and there is none")
+    return folder
+
+
 def read_folder(folder):
     """([Document], notices) of the files below a folder, in the order of their names; links are not followed.
 
     A file that is not UTF-8, or cannot be read, is left out with a notice. InputError when there is none to read.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: --docs wants a folder of text, Markdown and HTML files, and there is none")
+    folder = check_folder(folder)
     documents, notices = [], []
     for path in sorted(files_below(folder)):
         try:

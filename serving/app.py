@@ -22,9 +22,13 @@ from serving.service import ClientLeft, UnknownModel
 
 PAGE = Path(__file__).parent / "page.html"
 DESCRIPTION = "Answers to questions from a text, cut from it word for word."
+FAULTS = 3  # said of a request that has more
+NAME_CHARACTERS = 60  # of an unknown field's
+NO_OBJECT = ("missing", "model_type", "model_attributes_type", "dict_type", "json_invalid")
 SPARE_REQUESTS = 64  # open at a time beside the ones whose questions are in the queue
 REFUSALS = {
-    400: "not JSON", 401: "the server wants a token", 403: "the Host header names no allowed host", 404: "not here",
+    400: "cannot be read at all", 401: "the server wants a token", 403: "the Host header names no allowed host",
+    404: "not here",
     405: "this path does not know that method", 408: "the request came too slowly", 413: "the request is too long",
     415: "not announced as JSON", 422: "something in the request cannot be used",
     503: "busy, shutting down, or not ready in time; Retry-After says when to come again",
@@ -33,7 +37,9 @@ REFUSALS = {
 
 def create_app(service, *, documents=None, version, hosts=(), token=None, max_bytes):
     """The ASGI application for a Service; the keywords but `documents` and `version` are those of Guard."""
-    app = FastAPI(title="BareQA", version=version, description=DESCRIPTION, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="BareQA", version=version, description=DESCRIPTION, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     metrics = Metrics(service.queue)
     usual = refusals(Refusal)
     app.include_router(native_routes(service, metrics, documents), tags=["BareQA"], responses=usual)
@@ -70,7 +76,7 @@ def add_pages(app):
 
 
 def add_refusals(app):
-    """Every refusal is one sentence in the dialect's form, and repeats no value that was sent."""
+    """Every refusal is one sentence in the dialect's form, and repeats of what was sent only names of fields."""
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused):
@@ -86,7 +92,7 @@ def add_refusals(app):
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError):
-        return refusal(request.url.path, 422, one_line("; ".join(map(fault, error.errors()))))
+        return refusal(request.url.path, 422, one_line(sentence(error.errors())))
 
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException):
@@ -101,13 +107,25 @@ def add_refusals(app):
         return Response(status_code=499)  # into the void
 
 
+def sentence(errors):
+    """pydantic's errors as one: the first few, and how many more there are."""
+    more = len(errors) - FAULTS
+    return "; ".join([*dict.fromkeys(map(fault, errors[:FAULTS])), *([f"and {more:,} more"] if more > 0 else [])])
+
+
 def fault(error):
     """One of pydantic's errors as part of a sentence: where, and what was expected."""
     where = ""
     for part in error["loc"][1:]:  # the first says "body"
+        if isinstance(part, str) and "[" in part:  # which of several types, in pydantic's words
+            continue
+        part = part if isinstance(part, int) or len(part) <= NAME_CHARACTERS else part[:NAME_CHARACTERS] + "…"
         where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
     if error["type"] == "json_invalid":
         return f"not JSON at character {error['loc'][-1]}"
     if error["type"] == "extra_forbidden":
         return f"{where}: there is no such field"
-    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}" if where else "the body should be a JSON object"
+    said = f"{error['msg'][0].lower()}{error['msg'][1:]}"
+    if where:
+        return f"{where}: {said}"
+    return "the body should be a JSON object" if error["type"] in NO_OBJECT else f"the body: {said}"

@@ -16,6 +16,8 @@ from common.errors import InputError
 
 LABEL = re.compile(r"^[ \t]*(question|context|text|document|passage)[ \t]*:[ \t]*", re.IGNORECASE | re.MULTILINE)
 BLANK_LINE = re.compile(r"\r?\n(?:[ \t]*\r?\n)+")
+LINE_BREAK = re.compile(r"\r?\n|\r")
+JOINT = "\n\n"  # between messages that are one text
 QUESTION_MARKS = ("?", "\u061f", "\uff1f", "\u037e")  # of Latin, Arabic and Persian, Chinese, Greek
 SYSTEM = ("system", "developer")
 
@@ -24,23 +26,40 @@ def find_question(messages):
     """(question, context) of [(role, text)]; InputError when the chat does not tell them apart."""
     said = [text for role, text in messages if role == "user" and text.strip()]
     if not said:
-        raise InputError("there is no user message, and the last one should ask the question")
+        raise InputError("there is no user message with text, and the last one should ask the question")
     last, earlier = said[-1], said[:-1]
     if found := labelled(last) or closing_question(last):
         return found
     asked = only_question(last)
     if systems := [text for role, text in messages if role in SYSTEM and text.strip()]:
-        return asked, "\n\n".join(systems)
+        return asked, JOINT.join(systems)
     if earlier:
         _, context = labelled(earlier[0]) or closing_question(earlier[0]) or (None, earlier[0])
         return asked, context
-    *lines, question = last.strip().splitlines()
-    if not lines:
+    *_, cut = [None, *LINE_BREAK.finditer(last.strip())]
+    if cut is None:
         raise InputError(
             "there is a question but no text to answer from: send it as the system message, or before the question "
             "in the same message, with an empty line between them"
         )
-    return question.strip(), "\n".join(lines)
+    return last.strip()[cut.end() :].strip(), last.strip()[: cut.start()].strip()
+
+
+def in_message(messages, context, start, end):
+    """(number of the message, start, end there) of `context[start:end]`, the context being what `find_question` found.
+
+    None for words that two messages share, of those that were put together.
+    """
+    for number, (_, text) in enumerate(messages):
+        if (place := text.find(context)) >= 0:
+            return number, place + start, place + end
+    before = 0
+    for number, (role, text) in enumerate(messages):
+        if role in SYSTEM and text.strip():
+            if before <= start and end <= before + len(text):
+                return number, start - before, end - before
+            before += len(text) + len(JOINT)
+    return None
 
 
 def labelled(text):

@@ -3,7 +3,7 @@
 import asyncio
 
 from common.errors import InputError
-from retrieval.collection import rank_answers
+from retrieval.collection import QUESTION_CHARACTERS, rank_answers
 from serving.service import Asked
 
 
@@ -26,7 +26,8 @@ class Documents:
             raise InputError(f"passages: this server takes {capacity} questions at a time, and each passage is one")
         service.queue.check_room()  # a search costs too
         passages = await asyncio.to_thread(self.collection.search, body.question, count)
-        asked = [Asked(body.question, self.collection.text(p), adapter=body.adapter) for p in passages]
+        question = body.question[:QUESTION_CHARACTERS]
+        asked = [Asked(question, self.collection.text(p), adapter=body.adapter) for p in passages]
         found = await service.predict(request, asked, body.deadline)
         threshold = found[0][1] if found else None
         ranked = rank_answers(passages, [prediction for prediction, _ in found], threshold, body.top_k)

@@ -81,6 +81,10 @@ class Guard:
             await self.app(scope, replay(body, receive), sending)
         except Refused as error:
             await refusal(scope["path"], error.status, error.sentence, error.headers)(scope, receive, sending)
+        except asyncio.CancelledError:  # the server stops, and this took longer than it waits
+            if status is None:
+                closing = refusal(scope["path"], 503, "the server is shutting down", {"retry-after": "1"})
+                await closing(scope, receive, sending)
         except Exception as error:
             # the message of an exception may hold what a user wrote: only where it was raised is written down
             places = "; ".join(f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__))

@@ -53,11 +53,11 @@ def ollama_routes(service):
         if not any(text.strip() for _, text in messages):
             service.adapter_of_model(body.model)
             end = wrap("") | {"done": True, "done_reason": "load"}
-            return lines(start | end) if body.stream else start | end
+            return lines(start | end) if body.stream is not False else start | end
         text, described = await chat_answer(service, request, body.model, messages)
         took = round(1e9 * (time.perf_counter() - began))
         end = {"done": True, "done_reason": "stop", "total_duration": took, "load_duration": 0, "bareqa": described}
-        if not body.stream:
+        if body.stream is False:
             return start | wrap(text) | end
         return lines(start | wrap(text) | {"done": False}, start | wrap("") | end)
 
@@ -70,7 +70,7 @@ def ollama_routes(service):
     @router.post("/api/chat", response_model=dict, responses=STREAMED)
     async def chat(request: Request, body: ChatRequest):
         """Ollama's dialect: how text and question are found is told in docs/serving.md."""
-        messages = [(message.role, message.content) for message in body.messages]
+        messages = [(message.role, message.content or "") for message in body.messages]
         return await reply(
             request, body, messages, lambda text: {"message": {"role": "assistant", "content": text}}
         )

@@ -47,14 +47,17 @@ class Question:
     deadline: float
     steps: Callable | None = None
     future: Future = field(default_factory=Future)
+    _first: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def characters(self):
         return len(self.question) + len(self.context)
 
     def finish(self, result=None, error=None):
-        """Settle the future, unless it is settled already or cancelled meanwhile."""
-        if self.future.done() or not self.future.set_running_or_notify_cancel():
+        """Settle the future, unless it is settled already or cancelled meanwhile; of two threads the first one does."""
+        if self.future.done() or not self._first.acquire(blocking=False):
+            return
+        if not self.future.set_running_or_notify_cancel():
             return
         if error is None:
             self.future.set_result(result)

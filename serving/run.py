@@ -1,6 +1,7 @@
 """From serve.py's options to a server that runs until it is told to stop."""
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -14,10 +15,11 @@ from common.files import read_text
 from common.pages import keep_pages
 from data.examples import Example
 from serving.app import create_app
+from serving.guard import BODY_SECONDS
 from serving.queue import AnswerQueue
 from serving.service import Service
 
-GRACE_SECONDS = 5  # beyond the deadline of a question, for its answer to be sent
+GRACE_SECONDS = 5  # beyond what a request may take to come and its question to be answered
 WARM_UP = Example("warm-up", "Who is there?", "Nobody is there yet.", None, "warm-up")
 
 
@@ -84,7 +86,7 @@ def serve(reader, name, options, say, documents=None):
     server = uvicorn.Server(
         uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, lifespan="off",
-            timeout_graceful_shutdown=int(options.deadline) + GRACE_SECONDS,
+            timeout_graceful_shutdown=BODY_SECONDS + math.ceil(options.deadline) + GRACE_SECONDS,
         )
     )
     # uvicorn stops by these signals and then raises them once more, for whoever started it

@@ -2,10 +2,13 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from data.documents import SURROGATE
+from serving.chat import JOINT
+
+MOST_FIELDS = 100
 
 
 def whole_characters(text):
@@ -24,6 +27,14 @@ class Strict(BaseModel):
     """A request: a field that is not known is a mistake, and types are not guessed."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def few_fields(cls, values):
+        """Each unknown field is an error of its own, and tens of thousands would keep everybody waiting."""
+        if isinstance(values, dict) and len(values) > MOST_FIELDS:
+            raise PydanticCustomError("many_fields", "so many fields there are not")
+        return values
 
 
 class Lenient(BaseModel):
@@ -47,7 +58,7 @@ class QaRequest(Pair):
 
 
 class BatchRequest(Strict):
-    qa_pairs: list[Pair] = Field(min_length=1)
+    qa_pairs: Annotated[list[Pair], Field(fail_fast=True)] = Field(min_length=1)
     deadline: Seconds | None = None
 
 
@@ -267,7 +278,7 @@ class HuggingFaceAnswer(BaseModel):
 
 class Message(Lenient):
     role: str
-    content: Text
+    content: Text | None = None
 
 
 class GenerateRequest(Lenient):
@@ -276,13 +287,13 @@ class GenerateRequest(Lenient):
     model: str
     prompt: Text = ""
     system: Text | None = None
-    stream: bool = True
+    stream: bool | None = None
 
 
 class ChatRequest(Lenient):
     model: str
-    messages: list[Message] = []
-    stream: bool = True
+    messages: Annotated[list[Message], Field(fail_fast=True)] = []
+    stream: bool | None = None
 
 
 class ShowRequest(Lenient):
@@ -297,17 +308,17 @@ class TextPart(Lenient):
 
 class CompletionMessage(Lenient):
     role: str
-    content: Text | list[TextPart] | None = None
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
 
     def text(self):
-        """The content as one text; parts that are no text do not count."""
+        """The content as one text, its parts paragraphs; what is no text does not count."""
         if isinstance(self.content, list):
-            return "".join(part.text or "" for part in self.content if part.type == "text")
+            return JOINT.join(part.text for part in self.content if part.type == "text" and part.text)
         return self.content or ""
 
 
 class CompletionRequest(Lenient):
     model: str
-    messages: list[CompletionMessage]
+    messages: Annotated[list[CompletionMessage], Field(fail_fast=True)]
     stream: bool | None = False
     n: int | None = Field(1, ge=1, le=1, description="more than one completion is not to be had")

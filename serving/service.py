@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from common.errors import InputError
 from prompt.answers import describe
-from serving.queue import Question
+from serving.queue import Question, expire
 
 BARE = "none"  # the name of the base without an adapter, as at the prompt
 ALIAS = "bareqa"  # a name that dialects' clients may use for whatever is served
@@ -104,12 +104,15 @@ class Service:
         """What the queue makes of some Questions; Busy, ClientLeft."""
         self.queue.submit(questions)
         answers = asyncio.gather(*(asyncio.wrap_future(question.future) for question in questions))
+        answers.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, or asyncio logs it
         leaving = asyncio.create_task(client_leaves(request))
         try:
-            await asyncio.wait({answers, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            left = min(question.deadline for question in questions) - time.monotonic()
+            await asyncio.wait({answers, leaving}, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
+            if not (answers.done() or leaving.done()):
+                expire(questions)  # the queue looks at deadlines between passes, and one may take long
+                await asyncio.wait({answers, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if not answers.done():
-                answers.cancel()
-                await asyncio.wait({answers})  # its end is taken note of, or asyncio logs it as an error
                 raise ClientLeft
             return answers.result()
         finally:

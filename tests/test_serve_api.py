@@ -3,11 +3,13 @@
 import http.client
 import json
 import re
+import time
 
 import httpx
 import pytest
 
 import infer
+import serve
 from tests.live_server import Process
 from tests.tiny_adapters import make_adapters
 
@@ -259,3 +261,52 @@ def test_nothing_that_was_asked_is_written_down(client, server):
     written = server.output.read_text()
     assert written.count("POST /api/qa ") >= 4 and "(no route)" in written
     assert SECRET not in written and "tower" not in written
+
+
+@pytest.mark.parametrize("path, body, said", [
+    ("/api/qa/batch", {"qa_pairs": [1] * 20_000}, "qa_pairs[0]: "),
+    ("/v1/chat/completions", {"model": "m", "messages": [1] * 20_000}, "messages[0]: "),
+    ("/v1/chat/completions", {"model": "m", "messages": [{"role": "user", "content": ["x"] * 9000}]}, "messages[0].content: "),
+    ("/api/qa", {"question": "q", "context": "c"} | {f"f{n}": 1 for n in range(20_000)}, "so many fields"),
+    ("/api/qa", {"question": "q", "context": "c", "x" * 3000: 1}, f"{'x' * 60}…: there is no such field"),
+    ("/api/qa", {"question": 1, "context": "c", **{f"f{n}": 1 for n in range(9)}}, "; and 7 more"),
+])
+def test_many_mistakes_are_one_sentence_and_no_work(path, body, said):
+    from serving.app import add_refusals
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+    from serving.schemas import BatchRequest, CompletionRequest, QaRequest
+
+    app = FastAPI()  # the routes' requests without a limit of bytes
+    add_refusals(app)
+    for route, kind in (("/api/qa/batch", BatchRequest), ("/v1/chat/completions", CompletionRequest), ("/api/qa", QaRequest)):
+        app.post(route)(make_route(kind))
+    began = time.perf_counter()
+    reply = TestClient(app).post(path, json=body)
+    assert reply.status_code == 422 and len(reply.text) < 600 and said in reply.text and "function-after" not in reply.text
+    assert time.perf_counter() - began < 2
+
+
+def make_route(kind):
+    async def route(body: kind):
+        return None
+
+    return route
+
+
+def test_paths_are_as_they_are(client):
+    reply = client.post("/api/qa/", json={"question": "Who?", "context": TEXT})
+    assert reply.status_code == 404 and set(reply.json()) == {"error"}
+    reply = client.post("/api/qa", content=b'{"question": "a", "context": "b", "\\ud800": 1}', headers={"content-type": "application/json"})
+    assert reply.status_code == 422 and "should be a JSON object" not in reply.text
+
+
+def test_a_wrong_folder_is_said_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
+    def never(options):
+        raise AssertionError
+
+    monkeypatch.setattr("prompt.loading.open_reader", never)
+    monkeypatch.setattr(infer, "load", never)
+    assert infer.main(["--docs", str(tmp_path / "none"), "--question", "Who?"]) == 2
+    assert serve.main(["--docs", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.count("--docs wants a folder") == 2

@@ -1,12 +1,13 @@
 """Clients that people already have, the real ones, against the running server; and how a chat is understood."""
 
+import httpx
 import huggingface_hub
 import ollama
 import openai
 import pytest
 
 from common.errors import InputError
-from serving.chat import find_question
+from serving.chat import find_question, in_message
 from tests.live_server import live
 
 TEXT = "The old mill of Riga was built by Ada Stone in 1807. It stands beside the river, on a hill."
@@ -190,7 +191,41 @@ def test_the_table_of_chats_is_whole():
 
 @pytest.mark.parametrize("messages, found", [chat[1:] for chat in CHATS], ids=[chat[0] for chat in CHATS])
 def test_a_chat_is_understood(messages, found):
-    assert find_question(messages) == found
+    question, context = find_question(messages)
+    assert (question, context) == found
+    number, start, end = in_message(messages, context, 0, 2)  # "T." is in the first of the messages it is made of
+    assert messages[number][1][start:end] == context[:2]
+
+
+def test_words_of_two_messages_are_in_none_of_them():
+    messages = [("system", "Be."), ("user", " "), ("system", "Ada did."), *user("Who?")]
+    _, context = find_question(messages)
+    assert context == "Be.\n\nAda did."
+    places = [in_message(messages, context, start, start + 3) for start in (0, 5, 1)]
+    assert places == [(0, 0, 3), (2, 0, 3), None]
+
+
+def test_offsets_are_in_the_message(url):
+    said = "Context:  \r\n\tThe mill\r\nof Arlen was built by\rJohn\r\n Smith in 1807.\r\nQuestion: Who built it?"
+    both = [{"type": "text", "text": TEXT}, {"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "text": QUESTION}]
+    for messages, wanted in (
+        ([{"role": "USER", "content": said}], 0), ([{"role": "user", "content": said.replace("Context:  ", "")[:-27] + "\nWho"}], 0),
+        ([{"role": "assistant", "content": None}, {"role": "System", "content": TEXT}, {"role": "user", "content": QUESTION}], 1),
+        ([{"role": "user", "content": both}], 0),
+    ):
+        reply = httpx.post(f"{url}/v1/chat/completions", json={"model": "tiny:yes", "messages": messages}, trust_env=False, timeout=60)
+        assert reply.status_code == 200, reply.text
+        found, content = reply.json()["bareqa"], messages[wanted]["content"]
+        content = content if isinstance(content, str) else f"{TEXT}\n\n{QUESTION}"
+        assert found["message"] == wanted and content[found["start"] : found["end"]] == found["answer"] != ""
+        assert all(content[one["start"] : one["end"]] == one["text"] for one in found["runners_up"])
+
+
+def test_ollama_passes_over_what_means_nothing_here(url):
+    messages = [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}, {"role": "user", "content": f"{TEXT}\n\n{QUESTION}"}]
+    body = {"model": "tiny:yes", "messages": messages, "stream": None}
+    reply = httpx.post(f"{url}/api/chat", json=body, trust_env=False, timeout=60)
+    assert reply.status_code == 200 and len(reply.text.splitlines()) == 2
 
 
 @pytest.mark.parametrize("messages, sentence", [

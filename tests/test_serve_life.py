@@ -1,5 +1,7 @@
 """A server in trouble: too much at once, too slow, clients that leave, signals, a kill in the middle."""
 
+import asyncio
+import gc
 import json
 import signal
 import socket
@@ -15,6 +17,8 @@ import pytest
 import serve
 from data.windows import WindowSettings
 from answering.reader import Reader, ReaderSettings
+from serving.guard import Guard
+from serving.queue import Question
 from tests.live_server import ROOT, GatedReader, Process, live
 
 SENTENCE = "The old mill of Riga was built by Ada Stone in 1807 beside the river. "
@@ -83,7 +87,51 @@ def test_a_deadline_ends_the_waiting(gated, body, seconds):
         assert queue.counts["late"] == 1
 
 
-def test_a_client_that_leaves_stops_costing(gated):
+def test_a_deadline_does_not_wait_for_the_pass_under_way(gated):
+    with live(gated) as (url, queue):
+        reply = post(url, BODY | {"deadline": 0.3})
+        assert not gated.gate.is_set() and reply.status_code == 503
+        assert reply.json()["error"] == "the answer was not ready in time"
+        assert queue.counts["late"] == 1 and queue.counts["passes"] == 0
+        gated.gate.set()
+        assert post(url).status_code == 200
+
+
+def test_of_two_threads_one_settles_a_question():
+    question = Question("Who?", "Ada.", None, False, 0.0)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(question.finish, range(200)))
+    assert question.future.result() in range(200)
+
+
+def test_what_a_stopping_server_gives_up_is_refused_in_its_form(caplog):
+    """uvicorn cancels what is still there at its end, and would answer 500 itself."""
+    async def forever(scope, receive, send):
+        await asyncio.sleep(60)
+
+    async def stopped():
+        sent = []
+
+        async def receive():
+            return {"type": "http.request", "body": b"{}"}
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/api/qa", "headers": headers}
+        task = asyncio.create_task(Guard(forever, max_bytes=99, max_open=9)(scope, receive, send))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await task
+        return sent
+
+    start, body = asyncio.run(stopped())
+    assert start["status"] == 503 and (b"retry-after", b"1") in start["headers"]
+    assert json.loads(body["body"]) == {"error": "the server is shutting down"}
+
+
+def test_a_client_that_leaves_stops_costing(gated, caplog):
     with live(gated) as (url, queue):
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
             body = json.dumps(LONG).encode()
@@ -95,6 +143,8 @@ def test_a_client_that_leaves_stops_costing(gated):
         gated.gate.set()
         assert post(url).status_code == 200
         assert queue.counts["passes"] <= 3  # of the hundred that LONG would take
+    gc.collect()  # asyncio complains of futures that nobody looked at when they go
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 def test_a_client_that_leaves_in_its_request_costs_nothing(gated):
