@@ -6,6 +6,12 @@ import sys
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, ARENA_MAX = -1, -2, -3, -8  # mallopt's names for them, malloc.h
 
 
+def give_pages_back():
+    """Let the system have what lies free here, which `keep_pages` keeps; returns whether there was any (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    return bool(trim and trim(0))
+
+
 def keep_pages(one_heap=False):
     """Let freed memory stay with this process; returns whether that could be asked for (glibc alone can).
 

@@ -21,6 +21,7 @@ from data.examples import Example
 
 LONG_GROUPS = 8  # in work at a time of those that take many passes; each holds its texts as tokens
 CHARACTERS_PER_TOKEN = 3  # of English some more; a guess that only decides who travels together
+IDLE_SECONDS = 10  # without a question, until what work needed is given back
 RETRY_SECONDS = (1, 60)  # least and most that a client is told to stay away
 
 
@@ -79,10 +80,12 @@ class AnswerQueue:
     """At most `capacity` unanswered questions, answered by a thread of its own until `close`.
 
     counts: how many questions were "answered", "late", "cancelled", "failed", refused as "shed"; "passes" counts
-    forward passes and "groups" the groups that questions were in.
+    forward passes and "groups" the groups that questions were in. idle: called when there was nothing to do for a
+    while after work.
     """
 
-    def __init__(self, reader, *, capacity, tokens_per_batch):
+    def __init__(self, reader, *, capacity, tokens_per_batch, idle=None):
+        self._idle = idle or (lambda: None)
         self.reader, self.capacity, self.tokens_per_batch = reader, capacity, tokens_per_batch
         self.counts = Counter()
         self.unanswered = 0
@@ -154,15 +157,19 @@ class AnswerQueue:
                 question.finish(error=Busy("the server has stopped answering", RETRY_SECONDS[1]))
 
     def _work_off(self, groups):
+        worked = False
         while True:
             with self._changed:
-                while not (self._waiting or groups or self._closed):
-                    self._changed.wait()
-                if not (self._waiting or groups):
+                busy = self._waiting or groups or self._closed or self._changed.wait(IDLE_SECONDS if worked else None)
+                if self._closed and not (self._waiting or groups):
                     return
                 expire(self._waiting)
                 found = self._take_group(sum(map(self._long, groups)) < LONG_GROUPS)
+            if not busy:
+                worked = False
+                self._idle()
             if found:
+                worked = True
                 groups.append(Group(found, self._steps(found)))
                 self.counts["groups"] += 1
             if groups:

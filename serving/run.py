@@ -12,7 +12,7 @@ import uvicorn
 
 from common.errors import InputError
 from common.files import read_text
-from common.pages import keep_pages
+from common.pages import give_pages_back, keep_pages
 from data.examples import Example
 from serving.app import create_app
 from serving.guard import BODY_SECONDS
@@ -72,7 +72,9 @@ def serve(reader, name, options, say, documents=None):
     listening = listen(options.host, options.port)
     keep_pages(one_heap=True)  # one thread computes, with other shapes every time
     next(reader.predict([WARM_UP]))  # the first pass of a process is slow; let no client wait for it
-    queue = AnswerQueue(reader, capacity=options.queue, tokens_per_batch=options.tokens_per_batch)
+    queue = AnswerQueue(
+        reader, capacity=options.queue, tokens_per_batch=options.tokens_per_batch, idle=give_pages_back
+    )
     service = Service(reader, queue, name=title(name), seconds=options.deadline, max_top_k=options.top_k)
     app = create_app(
         service, documents=documents, version=own_version(), hosts=options.allow_host or (), token=token,

@@ -36,6 +36,29 @@ print(kept, *found)
 """
 
 
+def test_what_lies_free_is_given_back():
+    code = """
+import ctypes
+from common.memory import resident_bytes
+from common.pages import give_pages_back, keep_pages
+kept, libc = keep_pages(), ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+blocks = [libc.malloc(20 << 20) for _ in range(10)]
+for block in blocks:
+    ctypes.memset(block, 1, 20 << 20)
+for block in blocks:
+    libc.free(block)
+held = resident_bytes()
+given = give_pages_back()
+print(kept, given, (held - resident_bytes()) >> 20)
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kept, given, megabytes = process.stdout.split()
+    if kept == "False":
+        pytest.skip("this C library has no mallopt")
+    assert given == "True" and int(megabytes) > 180
+
+
 def test_memory_is_this_process_s_own():
     """A child of a process that holds much has its own peak, which getrusage would not say."""
     code = "from common.memory import resident_bytes; print(resident_bytes(), resident_bytes(peak=True))"

@@ -240,3 +240,20 @@ def test_a_sentence_does_not_wait_for_many_books(tiny):
     assert places(found) == places(alone(tiny, sentence))
     assert {book.future.result(SECONDS).windows for book in books} == {alone(tiny, books[0]).windows}
     queue.close()
+
+
+def test_after_work_an_idle_queue_gives_back_once(tiny, monkeypatch):
+    monkeypatch.setattr("serving.queue.IDLE_SECONDS", 0.2)
+    given = []
+    queue = AnswerQueue(tiny, capacity=9, tokens_per_batch=300, idle=lambda: given.append(time.monotonic()))
+    try:
+        time.sleep(0.5)
+        assert not given  # there was no work
+        for times in (1, 2):
+            queue.submit([one := asked()])
+            one.future.result(SECONDS)
+            done = time.monotonic()
+            time.sleep(1)
+            assert len(given) == times and given[-1] - done > 0.1
+    finally:
+        queue.close()
