@@ -84,9 +84,10 @@ def is_right(reply, context, expected):
 
 
 class Tally:
-    """What came of the requests of one phase."""
+    """What came of the requests of one phase. client_seconds: what asking took of a core, which the server lacked."""
 
     def __init__(self):
+        self.client_seconds = 0.0
         self.outcomes, self.seconds = Counter(), {ANSWERED: [], REFUSED: []}
 
     async def ask(self, client, example, expected):
@@ -127,8 +128,9 @@ async def sustainable(client, examples, expected, clients, seconds):
             await tally.ask(client, examples[number % len(examples)], expected)
             number += clients
 
-    began = time.perf_counter()
+    began, computed = time.perf_counter(), time.process_time()
     await asyncio.gather(*map(one, range(clients)))
+    tally.client_seconds = time.process_time() - computed
     return tally.outcomes[ANSWERED] / (time.perf_counter() - began), tally
 
 
@@ -137,7 +139,7 @@ async def overload(client, examples, expected, rate, goes_on):
 
     Gives (Tally, seconds until the last answer).
     """
-    tally, out, began, number = Tally(), set(), time.perf_counter(), 0
+    tally, out, began, number, computed = Tally(), set(), time.perf_counter(), 0, time.process_time()
     while goes_on(now := time.perf_counter() - began):
         while number < now * rate:
             task = asyncio.create_task(tally.ask(client, examples[number % len(examples)], expected))
@@ -146,6 +148,7 @@ async def overload(client, examples, expected, rate, goes_on):
             number += 1
         await asyncio.sleep(0.01)
     await asyncio.gather(*out)
+    tally.client_seconds = time.process_time() - computed
     return tally, time.perf_counter() - began
 
 
@@ -237,7 +240,8 @@ async def measure(options, server, examples, expected):
         answered = tally.outcomes[ANSWERED] / took
         print(f"at {options.factor:g} times that for {options.seconds:g} s: {answered:.1f} answers a second "
               f"({100 * answered / rate:.0f} %); {dict(tally.outcomes)}")
-        print(f"answered in {tally.percentiles(ANSWERED)}; refused in {tally.percentiles(REFUSED)}")
+        print(f"answered in {tally.percentiles(ANSWERED)}; refused in {tally.percentiles(REFUSED)}; the asking itself took "
+              f"{tally.client_seconds / took:.2f} of a core, {before.client_seconds / warm:.2f} before")
         print(f"memory in MB: {memory[0][1] / 1e6:.0f} at first; most in each tenth of the time: "
               f"{', '.join(f'{size / 1e6:.0f}' for size in most_by_tenths(memory, options.seconds))}", flush=True)
         during, away = await killed(server, client, examples, expected, options.factor * rate)

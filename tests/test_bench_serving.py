@@ -39,6 +39,8 @@ def test_load_sheds_what_is_too_much_and_answers_the_rest_rightly(tiny_folder, c
     outcomes = dict(re.findall(r"'(\w+)': (\d+)", lines[1]))
     assert int(outcomes["answered"]) > 0 and set(outcomes) <= {"answered", "refused"}
     assert re.fullmatch(r"memory in MB: \d+ at first; most in each tenth of the time: \d+(, \d+){2,9}", lines[3])
+    shares = re.search(r"took (\d\.\d\d) of a core, (\d\.\d\d) before", lines[2])
+    assert all(0 < float(share) < 1.5 for share in shares.groups())
     during = dict(re.findall(r"'(\w+)': (\d+)", lines[4]))
     assert set(during) & load.BROKEN_CONNECTION and set(during) <= {"answered", "refused", *load.BROKEN_CONNECTION}
     assert set(re.findall(r"'(\w+)'", lines[5])) == {"answered"}
