@@ -248,8 +248,8 @@ class Reader:
         adapter: the one to answer with; None is the bare base. offer_null: whether "no answer" takes part in the
         probabilities; None leaves it to the settings. progress: something with update(questions), called as
         questions are finished. lanes: batches computed side by side (see `answering.lanes`), which have tokens_per_batch
-        together; None: as many as are worth it. Questions go in chunks and a window's logits are reduced at once: memory does not grow with the
-        number of questions, and with a text's length only by its tokens.
+        together; None: as many as are worth it. Questions go in chunks and a window's logits are reduced at once:
+        memory does not grow with the number of questions, and with a text's length only by its tokens.
         """
         adapter, settings, offer_null = self._choices(adapter, offer_null)  # now, not when the first one is asked for
         lanes = usual_lanes(self.device) if lanes is None else lanes

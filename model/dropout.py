@@ -11,8 +11,8 @@ def draw_kept(like, probability):
     """A tensor of the shape, device and dtype of `like`: 0 with `probability`, else 1 / (1 - probability).
 
     PyTorch draws a number of its own for every element, one after the other, which takes two to three times as long
-    (docs/experiments.md). Here 16 bits decide: of the 65,536 values the lowest `probability` · 65,536 (6,554 for 0.1, so 0.100006)
-    mean 0, and the others are scaled by the true share. Draws from torch's default generator.
+    (docs/experiments.md). Here 16 bits decide: of the 65,536 values the lowest `probability` · 65,536 (6,554 for 0.1,
+    so 0.100006) mean 0, and the others are scaled by the true share. Draws from torch's default generator.
     """
     dropped = round(probability * LEVELS)
     draws = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)

@@ -33,7 +33,7 @@ class Strict(BaseModel):
     def few_fields(cls, values):
         """Each unknown field is an error of its own, and tens of thousands would keep everybody waiting."""
         if isinstance(values, dict) and len(values) > MOST_FIELDS:
-            raise PydanticCustomError("many_fields", "so many fields there are not")
+            raise PydanticCustomError("many_fields", f"expected at most {MOST_FIELDS} fields")
         return values
 
 

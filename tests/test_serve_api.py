@@ -267,7 +267,7 @@ def test_nothing_that_was_asked_is_written_down(client, server):
     ("/api/qa/batch", {"qa_pairs": [1] * 20_000}, "qa_pairs[0]: "),
     ("/v1/chat/completions", {"model": "m", "messages": [1] * 20_000}, "messages[0]: "),
     ("/v1/chat/completions", {"model": "m", "messages": [{"role": "user", "content": ["x"] * 9000}]}, "messages[0].content: "),
-    ("/api/qa", {"question": "q", "context": "c"} | {f"f{n}": 1 for n in range(20_000)}, "so many fields"),
+    ("/api/qa", {"question": "q", "context": "c"} | {f"f{n}": 1 for n in range(20_000)}, "the body: expected at most 100 fields"),
     ("/api/qa", {"question": "q", "context": "c", "x" * 3000: 1}, f"{'x' * 60}…: there is no such field"),
     ("/api/qa", {"question": 1, "context": "c", **{f"f{n}": 1 for n in range(9)}}, "; and 7 more"),
 ])
