@@ -18,10 +18,15 @@ def usual_lanes(device):
     return min(MOST, torch.get_num_threads()) if device.type == "cpu" else 1
 
 
-def begin(share, begun):
-    """Give the thread that calls this its share of torch's threads, and wait for the other lanes."""
+def take_share(threads, lanes):
+    """Give the thread that calls this, one of `lanes` that compute at the same time, its share of torch's `threads`."""
     torch.get_num_threads()  # a thread's first call takes over the setting of all; later it would undo the share
-    torch.set_num_threads(share)
+    torch.set_num_threads(max(1, threads // lanes))
+
+
+def begin(threads, lanes, begun):
+    """The same, and wait for the other lanes."""
+    take_share(threads, lanes)
     begun.wait()
 
 
@@ -35,11 +40,10 @@ def in_lanes(function, items, lanes):
             yield item, function(item)
         return
     threads = torch.get_num_threads()
-    share = max(1, threads // lanes)
     with ThreadPoolExecutor(lanes, "lane") as pool:
         begun = Barrier(lanes + 1)
         for _ in range(lanes):
-            pool.submit(begin, share, begun)
+            pool.submit(begin, threads, lanes, begun)
         begun.wait()
         torch.set_num_threads(threads)  # a lane's setting is also what threads to come would begin with
         ahead, items = deque(), iter(items)

@@ -59,6 +59,11 @@ class PipelineOptions:
             value = getattr(changed, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise InputError(f"{name} should be a whole number of at least 1, not {value!r}")
+        if changed.doc_stride is not None and (type(changed.doc_stride) is not int or changed.doc_stride < 0):
+            raise InputError(f"doc_stride should be a whole number of at least 0, not {changed.doc_stride!r}")
+        for name in ("handle_impossible_answer", "align_to_words"):
+            if type(getattr(changed, name)) is not bool:
+                raise InputError(f"{name} should be True or False, not {getattr(changed, name)!r}")
         return changed
 
     def windows(self, longest):

@@ -280,6 +280,11 @@ class Reader:
             tokens_per_batch=tokens_per_batch,
         )
 
+    @property
+    def lanes(self):
+        """How many tasks of `steps` are worth working on at the same time, each in a thread of its own."""
+        return usual_lanes(self.device) if self.way.side_by_side else 1
+
     def sharing(self, adapter):
         """What adapters have in common whose questions may share forward passes: equal, and hashable."""
         return self.way.sharing(adapter, self.all_settings[adapter])

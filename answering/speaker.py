@@ -38,6 +38,7 @@ class SpokenAnswers:
     """The way of a decoder that says its answers. Settings are SpeakerSettings with a chat format."""
 
     chunk_questions = 256  # asked together: enough to share texts and sort lengths
+    side_by_side = False  # each would read all weights for every token
 
     def __init__(self, model, tokenizer, device, precision):
         self.model, self.tokenizer, self.device, self.precision = model, tokenizer, device, precision

@@ -1,11 +1,11 @@
 """A server under more load than it can bear: python -m bench.load --model FOLDER
 
 Starts serve.py on loopback itself and asks nobody else. First a few clients that each wait for their answers find the rate
-it can sustain; then questions are sent at `--factor` times that rate, whether or not answers come, for `--seconds`. Said
-at the end: answers a second then and before, how many were refused with 503 and how quickly, whether each answer is
-the one that the model gives alone, and the server's memory from beginning to end. Then, still under that load, the server
-is killed and started again: until it is back clients may see broken connections, and never a wrong answer.
-docs/results.md has the numbers.
+it can sustain; then questions are sent at `--factor` times that rate, whether or not answers come, for `--seconds`; then
+the few clients come again, since a machine's own pace may change meanwhile. Said at the end: answers a second under the load
+beside those before and after it, how many were refused with 503 and how quickly, whether each answer is the one that
+the model gives alone, and the server's memory from beginning to end. Then, under the load again, the server is killed and
+started anew: until it is back clients may see broken connections, and never a wrong answer. docs/results.md has the numbers.
 """
 
 import argparse
@@ -238,8 +238,9 @@ async def measure(options, server, examples, expected):
         rate = max(rate, 1 / warm)  # where nothing was answered in time
         tally, took = await overload(client, examples, expected, options.factor * rate, goes_on)
         answered = tally.outcomes[ANSWERED] / took
-        print(f"at {options.factor:g} times that for {options.seconds:g} s: {answered:.1f} answers a second "
-              f"({100 * answered / rate:.0f} %); {dict(tally.outcomes)}")
+        again, later = await sustainable(client, examples, expected, options.clients, warm)
+        print(f"at {options.factor:g} times that for {options.seconds:g} s: {answered:.1f} answers a second; then "
+              f"{again:.1f} sustained again; kept: {100 * kept(answered, rate, again):.0f} %; {dict(tally.outcomes)}")
         print(f"answered in {tally.percentiles(ANSWERED)}; refused in {tally.percentiles(REFUSED)}; the asking itself took "
               f"{tally.client_seconds / took:.2f} of a core, {before.client_seconds / warm:.2f} before")
         print(f"memory in MB: {memory[0][1] / 1e6:.0f} at first; most in each tenth of the time: "
@@ -250,9 +251,15 @@ async def measure(options, server, examples, expected):
         _, after = await sustainable(client, examples, expected, options.clients, warm / 4)
         print(f"after that: {dict(after.outcomes)}")
     return (
-        faults(before, {ANSWERED}) + faults(tally, {ANSWERED, REFUSED}) + faults(after, {ANSWERED})
-        + faults(during, {ANSWERED, REFUSED, *BROKEN_CONNECTION})
+        faults(before, {ANSWERED}) + faults(tally, {ANSWERED, REFUSED}) + faults(later, {ANSWERED})
+        + faults(after, {ANSWERED}) + faults(during, {ANSWERED, REFUSED, *BROKEN_CONNECTION})
     )
+
+
+def kept(loaded, before, after):
+    """The share of a rate that is left under load: beside the mean of the rates before and after."""
+    mean = (before + after) / 2
+    return loaded / mean if mean else 0.0
 
 
 def faults(tally, allowed):

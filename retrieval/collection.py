@@ -101,7 +101,7 @@ def rank_answers(passages, predictions, null_threshold, count, rank_weight=RANK_
 
     passages: their numbers, best first; predictions: of each. A span within one paragraph counts by its score less
     rank_weight times the logarithm of its passage's rank, others do not count. The probabilities are a softmax over
-    all spans that are weighed.
+    all spans that are weighed; of spans that overlap only the best is given.
     """
     weighed = []
     for rank, (passage, prediction) in enumerate(zip(passages, predictions, strict=True), 1):
@@ -117,7 +117,10 @@ def rank_answers(passages, predictions, null_threshold, count, rank_weight=RANK_
     scores = np.array([score for score, _, _ in weighed])
     shares = np.exp(scores - scores[0])
     shares /= shares.sum()
-    return [
-        Found(passage, span, score, float(share))
-        for (score, passage, span), share in zip(weighed[:count], shares, strict=False)
-    ]
+    found = []
+    for (score, passage, span), share in zip(weighed, shares, strict=True):
+        if len(found) == count:
+            break
+        if not any(f.passage == passage and f.span.start < span.end and span.start < f.span.end for f in found):
+            found.append(Found(passage, span, score, float(share)))
+    return found

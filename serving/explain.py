@@ -1,6 +1,6 @@
-"""POST /api/explain: the model is looked into by the queue's thread, a step a turn; what was seen is written by another.
+"""POST /api/explain: the model is looked into by a lane of the queue, a step a turn; what was seen is written elsewhere.
 
-Looking puts hooks on the model that answers everybody, so it must not go on while another thread uses that model.
+Looking puts hooks on the model that answers everybody, so no other lane may use it meanwhile (see `Question.steps`).
 """
 
 import asyncio

@@ -1,11 +1,12 @@
-"""Questions of many clients in front of one Reader: a bounded queue, and the thread that works it off.
+"""Questions of many clients in front of one Reader: a bounded queue, and the lanes that work it off.
 
 Questions that wait at the same time become a group and share forward passes, through whatever adapters, as long as
 these cut texts alike (`Reader.sharing`). Groups take turns, one pass each, so a question about a sentence does not wait
 for a question about a book. Nobody is made to wait for company: an idle queue begins with the first question it gets.
+A lane is a thread that takes one group's turn after another, with its share of the cores (see `answering.lanes`).
 
-Worked example: a book of 500 windows is in work, 15 windows a pass, when three short questions come. The pass under
-way ends, then all three are answered by the next pass, then the book goes on.
+Worked example of one lane: a book of 500 windows is in work, 15 windows a pass, when three short questions come. The
+pass under way ends, then all three are answered by the next pass, then the book goes on.
 """
 
 import math
@@ -23,6 +24,7 @@ LONG_GROUPS = 8  # in work at a time of those that take many passes; each holds 
 CHARACTERS_PER_TOKEN = 3  # of English some more; a guess that only decides who travels together
 IDLE_SECONDS = 10  # without a question, until what work needed is given back
 RETRY_SECONDS = (1, 60)  # least and most that a client is told to stay away
+IDLE = object()  # in place of a group's turn: nothing came for a while
 
 
 class Busy(Exception):
@@ -37,7 +39,8 @@ class Busy(Exception):
 class Question:
     """One question in the queue; `future` gets its Prediction, Busy after `deadline` (of time.monotonic), or an error.
 
-    steps: other work to do with the model for it, a generator function of the Reader; what that returns is the result.
+    steps: other work to do with the model for it, a generator function of the Reader, which has the model for itself
+    during each of them; what it returns is the result.
     Cancelling the future takes the question out: before its turn, or at the next forward pass.
     """
 
@@ -68,38 +71,48 @@ class Question:
 
 @dataclass(eq=False, slots=True)
 class Group:
-    """Questions whose windows share forward passes. passes, seconds: how many so far, and what they took."""
+    """Questions whose windows share forward passes. passes, seconds: how many so far, and what they took.
+
+    alone: whether nothing else may use the model during a step.
+    """
 
     questions: list[Question]
     steps: object
+    alone: bool
     passes: int = -1  # the first step only tokenises
     seconds: float = 0.0
 
 
 class AnswerQueue:
-    """At most `capacity` unanswered questions, answered by a thread of its own until `close`.
+    """At most `capacity` unanswered questions, answered by `lanes` threads of its own until `close`.
 
-    counts: how many questions were "answered", "late", "cancelled", "failed", refused as "shed"; "passes" counts
-    forward passes and "groups" the groups that questions were in. idle: called when there was nothing to do for a
-    while after work.
+    tokens_per_batch: of the passes of all lanes together. counts: how many questions were "answered", "late", "cancelled",
+    "failed", refused as "shed"; "passes" counts forward passes and "groups" the groups that questions were in. begin:
+    called by each lane's thread before its work; idle: when there was nothing to do for a while after work.
     """
 
-    def __init__(self, reader, *, capacity, tokens_per_batch, idle=None):
-        self._idle = idle or (lambda: None)
-        self.reader, self.capacity, self.tokens_per_batch = reader, capacity, tokens_per_batch
+    def __init__(self, reader, *, capacity, tokens_per_batch, lanes=1, begin=None, idle=None):
+        self._begin, self._idle = begin or (lambda: None), idle or (lambda: None)
+        self.reader, self.capacity, self.tokens_per_batch = reader, capacity, max(tokens_per_batch // lanes, 1)
         self.counts = Counter()
         self.unanswered = 0
         self._waiting = deque()
+        self._groups = deque()  # in work, until their next turn
+        self._in_step = []  # groups whose turn it is
+        self._alone = False  # whether one of these wants the model for itself
+        self._worked = False  # since the last time it was idle
         self._closed = False
         self._seconds_per_question = 0.0
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._work, name=f"answers-{n}", daemon=True) for n in range(lanes)]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def accepts(self):
         """Whether a question would be taken now."""
-        return not self._closed and self._thread.is_alive() and self.unanswered < self.capacity
+        alive = all(thread.is_alive() for thread in self._threads)
+        return not self._closed and alive and self.unanswered < self.capacity
 
     def check_room(self, questions=1):
         """Raise Busy when so many questions could not be taken now, and count them as shed."""
@@ -119,19 +132,21 @@ class AnswerQueue:
             for question in questions:
                 question.future.add_done_callback(self._settled)
             self._waiting += questions
-            self._changed.notify()
+            self._changed.notify_all()
 
     def retry_after(self):
         """Seconds until what waits now should be answered, by the pace of late."""
         least, most = RETRY_SECONDS
-        return min(max(math.ceil(self.unanswered * self._seconds_per_question), least), most)
+        seconds = self.unanswered * self._seconds_per_question / len(self._threads)
+        return min(max(math.ceil(seconds), least), most)
 
     def close(self):
-        """Answer what was accepted, take nothing more, and end the thread."""
+        """Answer what was accepted, take nothing more, and end the threads."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _settled(self, future):
         """A future's done-callback: in the thread that settled or cancelled it."""
@@ -144,38 +159,71 @@ class AnswerQueue:
         with self._changed:
             self.unanswered -= 1
             self.counts[outcome] += 1
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _work(self):
-        groups = deque()
+        """A lane's thread."""
+        group = None
         try:
-            self._work_off(groups)
-        finally:  # also after a mistake of ours: nobody waits for a thread that is gone
+            self._begin()
+            while (group := self._begin_turn()) is not None:
+                if group is IDLE:
+                    self._idle()
+                    continue
+                more = False
+                try:
+                    more = self._advance(group)
+                finally:
+                    self._end_turn(group, more)
+        except BaseException:  # a mistake of ours: nobody waits for a thread that is gone
             with self._changed:
                 self._closed = True
-            for question in (*self._waiting, *(q for group in groups for q in group.questions)):
+                groups = [*self._groups, *([group] if isinstance(group, Group) else [])]
+                left = [*self._waiting, *(question for group in groups for question in group.questions)]
+                self._waiting.clear()
+                self._groups.clear()
+                self._changed.notify_all()
+            for question in left:
                 question.finish(error=Busy("the server has stopped answering", RETRY_SECONDS[1]))
+            raise
 
-    def _work_off(self, groups):
-        worked = False
-        while True:
-            with self._changed:
-                busy = self._waiting or groups or self._closed or self._changed.wait(IDLE_SECONDS if worked else None)
-                if self._closed and not (self._waiting or groups):
-                    return
+    def _begin_turn(self):
+        """Wait for a group to take a step; IDLE after a while without any, None when there will be no more."""
+        with self._changed:
+            while True:
                 expire(self._waiting)
-                found = self._take_group(sum(map(self._long, groups)) < LONG_GROUPS)
-            if not busy:
-                worked = False
-                self._idle()
-            if found:
-                worked = True
-                groups.append(Group(found, self._steps(found)))
-                self.counts["groups"] += 1
-            if groups:
-                group = groups.popleft()
-                if self._advance(group):
-                    groups.append(group)
+                if not self._alone:
+                    self._take_group_in()
+                    if self._groups:
+                        break
+                if self._closed and not (self._waiting or self._groups):
+                    return None
+                came = self._changed.wait(IDLE_SECONDS if self._worked else None)
+                if not came and self._worked and not (self._waiting or self._groups or self._in_step):
+                    self._worked = False
+                    return IDLE
+            group = self._groups.popleft()
+            self._alone = group.alone
+            while group.alone and self._in_step:  # nobody begins another meanwhile
+                self._changed.wait()
+            self._in_step.append(group)
+            self._worked = True
+            return group
+
+    def _end_turn(self, group, more):
+        with self._changed:
+            self._in_step.remove(group)
+            self._alone = False if group.alone else self._alone
+            if more:
+                self._groups.append(group)
+            self._changed.notify_all()
+
+    def _take_group_in(self):
+        """Make a group of what waits, if there is anything that may be taken."""
+        long = sum(map(self._long, (*self._groups, *self._in_step)))
+        if found := self._take_group(long < LONG_GROUPS):
+            self._groups.append(Group(found, self._steps(found), found[0].steps is not None))
+            self.counts["groups"] += 1
 
     def _steps(self, questions):
         """The Reader's steps for a group's questions; a generator, so whatever goes wrong does so in a step."""

@@ -5,11 +5,14 @@ import math
 import os
 import signal
 import socket
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
 import uvicorn
 
+from answering.lanes import take_share
 from common.errors import InputError
 from common.files import read_text
 from common.pages import give_pages_back, keep_pages
@@ -70,10 +73,11 @@ def serve(reader, name, options, say, documents=None):
     """Answer until SIGINT or SIGTERM; then finish what was accepted and return. say(sentence) tells the user."""
     token = read_token(options.token_file)
     listening = listen(options.host, options.port)
-    keep_pages(one_heap=True)  # one thread computes, with other shapes every time
+    keep_pages(one_heap=True)  # passes have other shapes every time, and of several heaps each would grow to the largest
     next(reader.predict([WARM_UP]))  # the first pass of a process is slow; let no client wait for it
     queue = AnswerQueue(
-        reader, capacity=options.queue, tokens_per_batch=options.tokens_per_batch, idle=give_pages_back
+        reader, capacity=options.queue, tokens_per_batch=options.tokens_per_batch, lanes=reader.lanes,
+        begin=partial(take_share, torch.get_num_threads(), reader.lanes), idle=give_pages_back,
     )
     service = Service(reader, queue, name=title(name), seconds=options.deadline, max_top_k=options.top_k)
     app = create_app(

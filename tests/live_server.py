@@ -52,9 +52,9 @@ class GatedReader:
 
 
 @contextmanager
-def live(reader, *, capacity=64, tokens_per_batch=6144, seconds=60.0, documents=None, **guard):
+def live(reader, *, capacity=64, tokens_per_batch=6144, lanes=1, seconds=60.0, documents=None, **guard):
     """The application around `reader` in a thread; yields (url, queue)."""
-    queue = AnswerQueue(reader, capacity=capacity, tokens_per_batch=tokens_per_batch)
+    queue = AnswerQueue(reader, capacity=capacity, tokens_per_batch=tokens_per_batch, lanes=lanes)
     service = Service(reader, queue, name="tiny", seconds=seconds, max_top_k=20)
     app = create_app(service, documents=documents, version="test", **{"max_bytes": 1_000_000} | guard)
     socket = listen("127.0.0.1", 0)

@@ -101,6 +101,37 @@ def test_methods_are_trained_chosen_and_scored(tmp_path, monkeypatch, capsys, ti
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")} == stamps
 
 
+def test_domains_are_cut_by_title_and_their_adapters_compared(tmp_path, capsys, tiny_encoder_folder):
+    from bench import fusion
+    from tests.tiny_run import write_squad
+
+    files = {"new": (0, 1, 2, 9), "old": (3, 4, 10), "train": range(6), "held": range(9, 12), "score": (12, 13, 14)}
+    for name, numbers in files.items():
+        write_squad(tmp_path / f"{name}.json", numbers, with_null=False)
+    out = tmp_path / "out"
+    argv = ["--domains", "new", "old", "--train", "train", "--held-out", "held", "--score", "score"]
+    argv = [a if a.startswith("--") else str(tmp_path / f"{a}.json") for a in argv]
+    argv += ["--questions", "2", "--steps", "2", "--out", str(out), "--flags", "--model", str(tiny_encoder_folder)]
+    argv += ["--window-length", "64", "--device", "cpu", "--precision", "fp32"]
+    assert fusion.main(argv) == 0
+    titles = {
+        part: [article["title"] for article in json.loads((out / f"{part}.json").read_text())["data"]]
+        for part in ("new-train", "new-held", "old-train", "old-held")
+    }
+    source = {name: [a["title"] for a in json.loads((tmp_path / f"{name}.json").read_text())["data"]] for name in files}
+    for domain in ("new", "old"):
+        assert titles[f"{domain}-train"] == [t for t in source["train"] if t in source[domain]] != []
+        assert titles[f"{domain}-held"] == [t for t in source["held"] if t in source[domain]] != []
+    table = json.loads((out / "table.json").read_text())
+    assert [row["adapter"] for row in table] == ["new", "old", "mixture", "fusion", "mean"]
+    assert all(set(row) == {"adapter", "new", "old", "score"} for row in table)
+    steps = {name: len((out / name / "log.jsonl").read_text().splitlines()) for name in ("new", "mixture", "fusion")}
+    assert steps == {"new": 2, "mixture": 4, "fusion": 2}
+    assert "| mean | " in capsys.readouterr().out
+    argv[argv.index("--domains") + 2 : argv.index("--domains") + 3] = []
+    assert fusion.main(argv) == 2 and "two or more files" in capsys.readouterr().err
+
+
 def test_with_halve_the_worse_rates_stop_half_way(tmp_path, monkeypatch, capsys, tiny_encoder_folder):
     from bench import methods
     from tests.tiny_run import write_squad

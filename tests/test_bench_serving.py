@@ -72,6 +72,10 @@ def test_memory_is_followed_through_the_time():
     assert load.most_by_tenths(seen, 10) == [7, 6, 9, 8]
 
 
+def test_what_is_kept_is_measured_against_both_sides():
+    assert load.kept(9.0, 12.0, 6.0) == 1.0 and load.kept(6.0, 16.0, 8.0) == 0.5 and load.kept(1.0, 0.0, 0.0) == 0.0
+
+
 def test_load_is_bounded(capsys):
     assert load.main(["--model", "x", "--seconds", "99999"]) == 2
     assert "at most 3600" in capsys.readouterr().err

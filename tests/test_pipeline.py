@@ -130,6 +130,10 @@ def test_options_of_the_constructor_are_the_calls_defaults(qa, tiny_folder):
 @pytest.mark.parametrize("options, sentence", [
     ({"top_k": 0}, "top_k should be a whole number of at least 1, not 0"),
     ({"max_answer_len": 1.5}, "max_answer_len should be a whole number of at least 1, not 1.5"),
+    ({"doc_stride": 16.0}, "doc_stride should be a whole number of at least 0, not 16.0"),
+    ({"doc_stride": -1}, "doc_stride should be a whole number of at least 0, not -1"),
+    ({"handle_impossible_answer": "no"}, "handle_impossible_answer should be True or False, not 'no'"),
+    ({"align_to_words": 1}, "align_to_words should be True or False, not 1"),
     ({"topk": 3}, "topk is no option of this pipeline; there are align_to_words, "),
     ({"doc_stride": 70, "max_seq_len": 64}, "leave no room for a question and a slice"),
     ({"max_seq_len": 500}, "max_seq_len 500 is more than this model's 131 positions"),

@@ -241,7 +241,9 @@ def test_a_question_as_long_as_a_book_is_not_searched_to_its_end():
 
 
 def prediction(null, *spans):
-    return Prediction("q", tuple(Span(t, 0, len(t), score, 0.0) for t, score in spans), (null, 0.0), 0.0)
+    ends = np.cumsum([len(text) for text, _ in spans]).tolist()  # one after the other
+    found = tuple(Span(text, end - len(text), end, score, 0.0) for (text, score), end in zip(spans, ends, strict=True))
+    return Prediction("q", found, (null, 0.0), 0.0)
 
 
 def test_answers_are_ranked_across_passages():
@@ -255,3 +257,12 @@ def test_answers_are_ranked_across_passages():
     assert rank_answers([4, 2, 7], predictions, -99.0, 9) == [] == rank_answers([], [], None, 3)
     over_paragraphs = [prediction(9, ("Sel\n\n\nAda", 5.0), ("Ada\nLee", 3.0), ("Sel \r\n \r\nAda", 2.0))]
     assert [(f.span.text, f.probability) for f in rank_answers([4], over_paragraphs, None, 9)] == [("Ada\nLee", 1.0)]
+
+
+def test_of_answers_that_overlap_the_best_is_given_once():
+    spans = [Span("in 1912", 4, 11, 5.0, 0.0), Span("1912", 7, 11, 6.0, 0.0), Span("open", 0, 4, 1.0, 0.0)]
+    both = [Prediction("q", tuple(spans), None, 0.0), Prediction("q", (Span("1912", 7, 11, 5.5, 0.0),), None, 0.0)]
+    found = rank_answers([3, 8], both, None, 9, 0.0)
+    assert [(f.passage, f.span.text) for f in found] == [(3, "1912"), (8, "1912"), (3, "open")]
+    assert found[0].probability == pytest.approx(np.exp(6) / sum(np.exp(x) for x in (5, 6, 1, 5.5)))
+    assert len(rank_answers([3, 8], both, None, 2, 0.0)) == 2

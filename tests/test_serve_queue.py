@@ -1,5 +1,6 @@
 """The queue in front of a Reader: sharing, turns, bounds, deadlines, leaving, ending."""
 
+import threading
 import time
 from dataclasses import replace
 
@@ -240,6 +241,89 @@ def test_a_sentence_does_not_wait_for_many_books(tiny):
     assert places(found) == places(alone(tiny, sentence))
     assert {book.future.result(SECONDS).windows for book in books} == {alone(tiny, books[0]).windows}
     queue.close()
+
+
+@pytest.fixture
+def two_lanes(tiny):
+    queue = AnswerQueue(tiny, capacity=99, tokens_per_batch=300, lanes=2)
+    yield queue
+    queue.close()
+
+
+def test_two_lanes_give_the_answers_of_one(two_lanes, tiny):
+    queue = two_lanes
+    assert queue.tokens_per_batch == 150  # of a lane
+    questions = [asked(n, adapter) for n in (9, 1, 30, 2, 5, 40) for adapter in (None, "wiki")]
+    queue.submit(questions)
+    for question in questions:
+        assert places(question.future.result(SECONDS)) == places(alone(tiny, question))
+    assert queue.counts["answered"] == 12 and queue.unanswered == 0
+
+
+def test_two_lanes_work_at_the_same_time(tiny):
+    """Each waits for the other in the middle of its step, and each had begun with its share."""
+    meet, began = threading.Barrier(2), []
+
+    class Meeting(GatedReader):
+        def steps(self, examples, **options):
+            yield
+            meet.wait(SECONDS)
+            return ["met"] * len(examples)
+
+    queue = AnswerQueue(
+        Meeting(tiny), capacity=9, tokens_per_batch=300, lanes=2, begin=lambda: began.append(threading.get_ident())
+    )
+    queue.submit([first := asked(5), second := asked(5)])  # too long to go together
+    assert first.future.result(SECONDS) == second.future.result(SECONDS) == "met"
+    queue.close()
+    queue._seconds_per_question, queue.unanswered = 10.0, 7
+    assert queue.retry_after() == 35  # 7 * 10 by two
+    assert len(set(began)) == 2 and threading.get_ident() not in began
+
+
+def test_other_work_has_the_model_for_itself(two_lanes, tiny, monkeypatch):
+    queue = two_lanes
+    computing, seen, met = [0], [], []
+
+    def score(self, *arguments, original=SpanReading.score):
+        computing[0] += 1
+        seen.append(computing[0])
+        try:
+            return original(self, *arguments)
+        finally:
+            computing[0] -= 1
+
+    def look(reader):
+        for _ in range(5):
+            computing[0] += 10
+            time.sleep(0.02)
+            met.append(computing[0])
+            computing[0] -= 10
+            yield
+        return "looked"
+
+    monkeypatch.setattr(SpanReading, "score", score)
+    looks = [Question("why?", "", None, False, time.monotonic() + SECONDS, look) for _ in range(3)]
+    questions = [asked(20) for _ in range(4)]
+    queue.submit([questions[0], looks[0], *questions[1:3], *looks[1:], questions[3]])
+    assert [one.future.result(SECONDS) for one in looks] == ["looked"] * 3
+    assert len({places(one.future.result(SECONDS))[1] for one in questions}) == 1
+    assert met == [10] * 15 and 1 in seen and max(seen) <= 2
+
+
+def test_when_one_lane_is_gone_the_other_ends_too(tiny, monkeypatch):
+    monkeypatch.setattr("threading.excepthook", lambda arguments: None)
+    reader = GatedReader(tiny)
+    queue = AnswerQueue(reader, capacity=9, tokens_per_batch=300, lanes=2)
+    queue.submit([working := asked(5)])
+    begun(reader)
+    monkeypatch.setattr(queue, "_take_group", None)  # calling it raises
+    queue.submit([waiting := asked()])
+    with pytest.raises(Busy, match="stopped answering"):
+        waiting.future.result(SECONDS)
+    reader.gate.set()
+    queue.close()
+    assert working.future.done() and not queue.accepts and queue.unanswered == 0
 
 
 def test_after_work_an_idle_queue_gives_back_once(tiny, monkeypatch):
