@@ -216,6 +216,7 @@ class AnswerQueue:
             self._alone = False if group.alone else self._alone
             if more:
                 self._groups.append(group)
+                self.counts["passes"] += group.passes > 0
             self._changed.notify_all()
 
     def _take_group_in(self):
@@ -287,13 +288,13 @@ class AnswerQueue:
                 question.finish(error=error)
             return False
         group.passes += 1
-        self.counts["passes"] += group.passes > 0
         group.seconds += time.monotonic() - began
         return True
 
     def _learn_pace(self, seconds):
-        known = self._seconds_per_question
-        self._seconds_per_question = 0.9 * known + 0.1 * seconds if known else seconds
+        with self._changed:
+            known = self._seconds_per_question
+            self._seconds_per_question = 0.9 * known + 0.1 * seconds if known else seconds
 
 
 def expire(questions):
