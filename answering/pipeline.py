@@ -54,6 +54,7 @@ class PipelineOptions:
         known = {field.name for field in fields(self)}
         for name in sorted(set(values) - known - NO_EFFECT):
             raise InputError(f"{name} is no option of this pipeline; there are {', '.join(sorted(known))}")
+        values = {k: int(v) if isinstance(v, np.integer) else v for k, v in values.items()}
         changed = replace(self, **{k: v for k, v in values.items() if k in known and v is not None})
         for name in ("top_k", "max_answer_len", "max_question_len", "max_seq_len"):
             value = getattr(changed, name)
@@ -146,7 +147,7 @@ def pipeline(task=TASK, model=None, tokenizer=None, device=None, **options):
     model = SHIPPED if model is None else model
     if tokenizer is not None and str(tokenizer) != str(model):
         raise InputError(f"tokenizer {tokenizer!r}: a model is read with the tokenizer in its folder")
-    if isinstance(device, int):
+    if isinstance(device, int) and not isinstance(device, bool):
         device = "cpu" if device < 0 else f"cuda:{device}"
     return QuestionAnsweringPipeline(model, device=str(device or "auto"), **options)
 
@@ -163,8 +164,10 @@ def pairs_of(inputs, question, context):
         if len(question) != len(context):
             raise InputError(f"{len(question)} questions and {len(context)} contexts do not make pairs")
         return [pair_of({"question": q, "context": c}) for q, c in zip(question, context, strict=True)]
-    if len(inputs) == 2 and all(isinstance(one, str) for one in inputs):
+    if len(inputs) == 2 and all(isinstance(one, str) for one in inputs) and question is context is None:
         return [pair_of({"question": inputs[0], "context": inputs[1]})]
+    if question is not None or context is not None:
+        raise InputError(f"{FORMS}; not both ways at once")
     given = inputs[0] if len(inputs) == 1 else list(inputs)
     if isinstance(given, GeneratorType):
         return given

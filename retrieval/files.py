@@ -62,7 +62,10 @@ def newlines(text):
 def html_document(name, source):
     """What a reader of an HTML file would read: no tags, no scripts, blocks parted by empty lines."""
     parser = _Reader(source)
-    parser.feed(source)
+    closed = source.rfind(">") + 1
+    # behind the last > no tag ends, and the parser would look for that end from each tag that begins there
+    begun = re.compile(r"<[a-zA-Z/!?]").search(source, closed)
+    parser.feed(source[: begun.start()] if begun else source)
     if not parser.rawdata.startswith("<!--"):  # a comment that is never closed goes to the end, as in a browser
         parser.close()
     starts, sources, lengths, length = [], [], [], 0
@@ -86,6 +89,10 @@ class _Reader(HTMLParser):
     def here(self):
         line, column = self.getpos()
         return self.line_starts[line - 1] + column
+
+    def parse_marked_section(self, i, report=1):
+        """`<![…>` is a comment to a browser, and to the method that this one replaces often a reason to give up."""
+        return self.parse_bogus_comment(i, report)
 
     def handle_starttag(self, tag, attributes):
         if tag in HIDDEN:

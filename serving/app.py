@@ -69,6 +69,7 @@ def add_pages(app):
     async def show_page():
         return HTMLResponse(page, headers=policy)
 
+    @app.head("/docs", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
     async def show_manual():
         text = manual(app.openapi())
@@ -115,15 +116,17 @@ def sentence(errors):
 
 def fault(error):
     """One of pydantic's errors as part of a sentence: where, and what was expected."""
-    where = ""
-    for part in error["loc"][1:]:  # the first says "body"
-        if isinstance(part, str) and "[" in part:  # which of several types, in pydantic's words
+    where, parts = "", error["loc"][1:]  # the first says "body"
+    unknown = error["type"] == "extra_forbidden"
+    for number, part in enumerate(parts, 1):
+        named = unknown and number == len(parts)
+        if isinstance(part, str) and "[" in part and not named:  # which of several types, in pydantic's words
             continue
         part = part if isinstance(part, int) or len(part) <= NAME_CHARACTERS else part[:NAME_CHARACTERS] + "…"
         where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
     if error["type"] == "json_invalid":
         return f"not JSON at character {error['loc'][-1]}"
-    if error["type"] == "extra_forbidden":
+    if unknown:
         return f"{where}: there is no such field"
     said = f"{error['msg'][0].lower()}{error['msg'][1:]}"
     if where:

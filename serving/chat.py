@@ -45,13 +45,20 @@ def find_question(messages):
     return last.strip()[cut.end() :].strip(), last.strip()[: cut.start()].strip()
 
 
-def in_message(messages, context, start, end):
-    """(number of the message, start, end there) of `context[start:end]`, the context being what `find_question` found.
+def in_message(messages, question, context, start, end):
+    """(number of the message, start, end there) of `context[start:end]`, both being what `find_question` found.
 
     None for words that two messages share, of those that were put together.
     """
-    for number, (_, text) in enumerate(messages):
-        if (place := text.find(context)) >= 0:
+    spoken = [number for number, (_, text) in enumerate(messages) if text.strip()]
+    users = [number for number in spoken if messages[number][0] == "user"]
+    systems = [number for number in spoken if messages[number][0] in SYSTEM]
+    for number in (users[-1], *systems, *users[:-1]):
+        text = messages[number][1]
+        place, asked = text.find(context), text.find(question) if number == users[-1] else -1
+        if 0 <= asked <= place and place + len(context) <= asked + len(question):  # the question has these words too
+            place = text.find(context, asked + len(question) - len(context) + 1)
+        if place >= 0:
             return number, place + start, place + end
     before = 0
     for number, (role, text) in enumerate(messages):

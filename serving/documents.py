@@ -1,9 +1,10 @@
-"""POST /api/ask: passages are searched in a thread, and read through the queue like any text."""
+"""POST /api/ask: passages are searched and then read through the queue: the vectors of a search may be the reader's own."""
 
-import asyncio
+import time
 
 from common.errors import InputError
 from retrieval.collection import QUESTION_CHARACTERS, rank_answers
+from serving.queue import Question
 from serving.service import Asked
 
 
@@ -24,11 +25,15 @@ class Documents:
         count, capacity = body.passages or self.passages, service.queue.capacity
         if count > capacity:
             raise InputError(f"passages: this server takes {capacity} questions at a time, and each passage is one")
-        service.queue.check_room()  # a search costs too
-        passages = await asyncio.to_thread(self.collection.search, body.question, count)
-        question = body.question[:QUESTION_CHARACTERS]
+        question, deadline = body.question[:QUESTION_CHARACTERS], service.deadline(body.deadline)
+
+        def search(reader):
+            yield  # as for answers, the first step reads nothing
+            return self.collection.search(question, count)
+
+        (passages,) = await service.settled(request, [Question(question, "", None, False, deadline, search)])
         asked = [Asked(question, self.collection.text(p), adapter=body.adapter) for p in passages]
-        found = await service.predict(request, asked, body.deadline)
+        found = await service.predict(request, asked, max(deadline - time.monotonic(), 0.001))
         threshold = found[0][1] if found else None
         ranked = rank_answers(passages, [prediction for prediction, _ in found], threshold, body.top_k)
         return [self.collection.describe(one) for one in ranked]

@@ -1,6 +1,6 @@
 """POST /api/explain: the model is looked into by a lane of the queue, a step a turn; what was seen is written elsewhere.
 
-Looking puts hooks on the model that answers everybody, so no other lane may use it meanwhile (see `Question.steps`).
+Looking puts hooks on the model that answers everybody, so no other lane may use it meanwhile (see `Question.alone`).
 """
 
 import asyncio
@@ -50,7 +50,7 @@ class Explanations:
         self.open += 1
         try:
             deadline = service.deadline(body.deadline)
-            question = Question(body.question, body.context, adapter, False, deadline, look)
+            question = Question(body.question, body.context, adapter, False, deadline, look, alone=True)
             ((case, looked),) = await service.settled(request, [question])
             return await asyncio.to_thread(written, case, looked, as_page)
         finally:

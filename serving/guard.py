@@ -105,8 +105,11 @@ class Guard:
         self.check_token(scope, headers.get(b"authorization", b""))
         if scope["method"] != "POST":
             return b""
-        if headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
-            raise Refused(415, "send JSON, with the header Content-Type: application/json")
+        kind, _, charset = headers.get(b"content-type", b"").lower().replace(b" ", b"").partition(b";charset=")
+        if kind.split(b";")[0] != b"application/json" or charset.split(b";")[0].strip(b'"') not in (b"", b"utf-8"):
+            raise Refused(415, "send JSON in UTF-8, with the header Content-Type: application/json")
+        if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+            raise Refused(415, "send the body as it is, without a Content-Encoding")
         if self.open > self.max_open:
             raise Refused(503, "too many requests at a time; try again later", {"retry-after": "1"})
         length = headers.get(b"content-length", b"")

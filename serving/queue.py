@@ -39,8 +39,8 @@ class Busy(Exception):
 class Question:
     """One question in the queue; `future` gets its Prediction, Busy after `deadline` (of time.monotonic), or an error.
 
-    steps: other work to do with the model for it, a generator function of the Reader, which has the model for itself
-    during each of them; what it returns is the result.
+    steps: other work to do with the model for it, a generator function of the Reader; what it returns is the result.
+    alone: whether no other lane may use the model during such a step.
     Cancelling the future takes the question out: before its turn, or at the next forward pass.
     """
 
@@ -50,6 +50,7 @@ class Question:
     offer_null: bool
     deadline: float
     steps: Callable | None = None
+    alone: bool = False
     future: Future = field(default_factory=Future)
     _first: threading.Lock = field(default_factory=threading.Lock)
 
@@ -73,7 +74,7 @@ class Question:
 class Group:
     """Questions whose windows share forward passes. passes, seconds: how many so far, and what they took.
 
-    alone: whether nothing else may use the model during a step.
+    alone: of its question, see there.
     """
 
     questions: list[Question]
@@ -223,7 +224,7 @@ class AnswerQueue:
         """Make a group of what waits, if there is anything that may be taken."""
         long = sum(map(self._long, (*self._groups, *self._in_step)))
         if found := self._take_group(long < LONG_GROUPS):
-            self._groups.append(Group(found, self._steps(found), found[0].steps is not None))
+            self._groups.append(Group(found, self._steps(found), found[0].alone))
             self.counts["groups"] += 1
 
     def _steps(self, questions):

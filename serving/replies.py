@@ -22,6 +22,6 @@ async def chat_answer(service, request, model, messages):
     described = describe(prediction, threshold, None, asked.top_k, windows=True)
     del described["seconds"]  # dialects have their own fields for it
     for found in (described, *described["runners_up"]):
-        place = None if found["start"] is None else in_message(messages, context, found["start"], found["end"])
+        place = None if found["start"] is None else in_message(messages, question, context, found["start"], found["end"])
         found["message"], found["start"], found["end"] = place or (None, None, None)
     return NO_ANSWER if span is None else span.text, described

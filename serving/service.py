@@ -54,14 +54,17 @@ class Service:
         if name == BARE and self.reader.report.head_is_new:
             raise InputError("adapter: the bare model has no head for answers that was ever trained")
         if name != BARE and name not in self.adapters:
-            raise InputError(f"adapter: there is none of that name; there are {', '.join([*self.adapters, BARE])}")
+            raise InputError(f"adapter: there is none of that name; there are {', '.join(self.choices())}")
         return None if name == BARE else name
+
+    def choices(self):
+        """What a request's adapter may be called."""
+        return [*self.adapters, *([] if self.reader.report.head_is_new else [BARE])]
 
     def adapter_of_model(self, model):
         """The adapter name (as in a request) behind a dialect's model name, `NAME` or `NAME:ADAPTER`; UnknownModel."""
         name, _, adapter = model.partition(":")
-        known = [*self.adapters, *([] if self.reader.report.head_is_new else [BARE])]
-        if name in (self.name, ALIAS) and adapter in ("", "latest", *known):
+        if name in (self.name, ALIAS) and adapter in ("", "latest", *self.choices()):
             return None if adapter in ("", "latest") else adapter
         raise UnknownModel(f"there is no such model here; there are {', '.join(self.model_names())}")
 

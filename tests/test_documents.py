@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 
 import httpx
 import pytest
@@ -50,7 +51,7 @@ def test_json_names_file_line_and_offsets(run, folder):
     code, out, err = run("--question", QUESTION, "--json", "--top-k", 30)
     assert code == 0, err
     found = json.loads(out)
-    assert len(found["answers"]) == 30 and found["seconds"] > 0
+    assert 5 < len(found["answers"]) <= 30 and found["seconds"] > 0
     check(found["answers"], folder)
     _, out, _ = run("--question", QUESTION, "--json", "--top-k", 5000)
     assert {one["file"] for one in json.loads(out)["answers"]} == {"a.txt", "sub/b.md", "sub/c.HTML"}
@@ -134,6 +135,25 @@ def test_the_server_answers_as_infer_does(run, tiny_folder, folder, tmp_path):
     assert "bridge" not in (tmp_path / "output").read_text()
 
 
+def test_a_search_has_its_turn_in_the_queue(tiny_folder, folder):
+    """Its vectors may be the served model's own, which an explanation puts hooks on."""
+    reader = Reader.load(tiny_folder, device="cpu", precision="fp32")
+    collection, _ = open_collection(folder, "bm25", None)
+    scores, found = collection.ranker.scores, []
+
+    def scored(question):
+        found.append(threading.current_thread().name)
+        return scores(question)
+
+    collection.ranker.scores = scored
+    with live(reader, lanes=2, documents=Documents(collection, 2)) as (url, queue):
+        client = httpx.Client(base_url=url, trust_env=False, timeout=60)
+        assert client.post("/api/ask", json={"question": QUESTION}).status_code == 200
+        late = client.post("/api/ask", json={"question": QUESTION, "deadline": 1e-6})
+        assert late.status_code == 503 and "not ready in time" in late.json()["error"]
+    assert found and all(name.startswith("answers-") for name in found)
+
+
 def test_a_busy_server_does_not_even_search(tiny_folder, folder):
     gated = GatedReader(Reader.load(tiny_folder, device="cpu", precision="fp32"))
     collection, _ = open_collection(folder, "bm25", None)
@@ -143,7 +163,7 @@ def test_a_busy_server_does_not_even_search(tiny_folder, folder):
         assert client.post("/api/ask", json=body | {"passages": 51}).status_code == 422
         gated.gate.set()
         assert len(client.post("/api/ask", json=body | {"top_k": 2}).json()["answers"]) == 2
-        assert queue.counts["answered"] == 2  # the passages that this server reads for a question
+        assert queue.counts["answered"] == 3  # the search, and the passages that this server reads for a question
         collection.ranker = None  # a search would fail now
         assert client.post("/api/ask", json=body | {"adapter": "nobody"}).status_code == 422
         never = client.post("/api/ask", json=body | {"passages": 4})

@@ -123,7 +123,7 @@ def test_forms_of_call(qa):
 def test_options_of_the_constructor_are_the_calls_defaults(qa, tiny_folder):
     usual = pipeline("question-answering", model=str(tiny_folder), tokenizer=str(tiny_folder), device=-1, top_k=2)
     assert usual(question=QUESTION, context=CONTEXT) == qa(question=QUESTION, context=CONTEXT, top_k=2)
-    assert usual(question=QUESTION, context=CONTEXT, top_k=1, batch_size=8) == qa(question=QUESTION, context=CONTEXT)
+    assert usual(question=QUESTION, context=CONTEXT, top_k=np.int64(1), batch_size=8) == qa(question=QUESTION, context=CONTEXT)
     assert bareqa.pipeline is pipeline and bareqa.QuestionAnsweringPipeline is QuestionAnsweringPipeline
 
 
@@ -160,6 +160,9 @@ def test_other_inputs_are_refused(qa, inputs, sentence):
         qa(5)
     with pytest.raises(InputError, match="`context` should be a text"):
         qa([{"question": "Who?"}])
+    for given in ([{"question": QUESTION, "context": CONTEXT}], [QUESTION, CONTEXT]):
+        with pytest.raises(InputError, match="not both ways at once"):
+            qa(*given, question=QUESTION)
 
 
 def test_a_model_without_a_head_and_other_tasks_are_refused(tiny_encoder_folder, tiny_folder, monkeypatch):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 
 import numpy as np
 import pytest
@@ -72,6 +73,20 @@ def test_a_broken_page_is_read_as_far_as_it_goes():
     assert html_document("x", "<p>one<script>never closed <p>two").text.strip() == "one"
     assert html_document("x", "</div></script>a &#xZZ; <b").text.strip().startswith("a ")
     assert html_document("x", "").text == ""
+
+
+@pytest.mark.parametrize("odd", ["<![foo[ x ]]>", "<![0]>", "<![ if x]>", "<![CDATA[x]]>", "<!x>", "<?x>"])
+def test_odd_declarations_are_comments(odd):
+    assert html_document("x", f"<p>Ada{odd} built it.").text.strip() == "Ada built it."
+    assert "Ada" in html_document("x", "<p>Ada" + odd[:-1]).text  # never closed
+
+
+@pytest.mark.parametrize("opened", ["<a ", "<a b='", '<a b="', "<a b=c ", "<a/", "<a <", "<!-- ", "<![ ", "</a ", "&#"])
+@pytest.mark.parametrize("end", ["", ">", "x"])
+def test_a_file_of_tags_that_never_end_is_soon_read(opened, end):
+    began = time.monotonic()
+    html_document("x", opened * 20_000 + end)
+    assert time.monotonic() - began < 5  # of minutes
 
 
 @given(ugly_texts)

@@ -173,6 +173,18 @@ def test_bodies_that_break_parsers_are_refused(client, body):
     assert reply.status_code in (400, 422) and "error" in reply.json()
 
 
+@pytest.mark.parametrize("headers, status", [
+    ({"content-type": "application/json; charset=UTF-8"}, 200),
+    ({"content-type": 'Application/JSON;charset="utf-8"; x=y', "content-encoding": "identity"}, 200),
+    ({"content-type": "application/json; charset=utf-16"}, 415),
+    ({"content-type": "application/json", "content-encoding": "gzip"}, 415),
+])
+def test_bodies_are_plain_utf_8(server, headers, status):
+    body = json.dumps({"question": "Who built it?", "context": "Ada built it."}).encode()
+    reply = httpx.post(f"http://127.0.0.1:{server.port}/api/qa", content=body, headers=headers, trust_env=False, timeout=60)
+    assert reply.status_code == status
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "", None])
 @pytest.mark.parametrize("path", ["/api/qa", "/", "/api/chat", "/v1/chat/completions", "/api/ask"])
 def test_only_json_is_read(server, path, kind):
@@ -269,6 +281,7 @@ def test_nothing_that_was_asked_is_written_down(client, server):
     ("/v1/chat/completions", {"model": "m", "messages": [{"role": "user", "content": ["x"] * 9000}]}, "messages[0].content: "),
     ("/api/qa", {"question": "q", "context": "c"} | {f"f{n}": 1 for n in range(20_000)}, "the body: expected at most 100 fields"),
     ("/api/qa", {"question": "q", "context": "c", "x" * 3000: 1}, f"{'x' * 60}…: there is no such field"),
+    ("/api/qa", {"question": "q", "context": "c", "x[y]": 1}, "x[y]: there is no such field"),
     ("/api/qa", {"question": 1, "context": "c", **{f"f{n}": 1 for n in range(9)}}, "; and 7 more"),
 ])
 def test_many_mistakes_are_one_sentence_and_no_work(path, body, said):

@@ -193,16 +193,28 @@ def test_the_table_of_chats_is_whole():
 def test_a_chat_is_understood(messages, found):
     question, context = find_question(messages)
     assert (question, context) == found
-    number, start, end = in_message(messages, context, 0, 2)  # "T." is in the first of the messages it is made of
+    number, start, end = in_message(messages, question, context, 0, 2)  # "T." is in the first of the messages it is made of
     assert messages[number][1][start:end] == context[:2]
 
 
 def test_words_of_two_messages_are_in_none_of_them():
     messages = [("system", "Be."), ("user", " "), ("system", "Ada did."), *user("Who?")]
-    _, context = find_question(messages)
+    question, context = find_question(messages)
     assert context == "Be.\n\nAda did."
-    places = [in_message(messages, context, start, start + 3) for start in (0, 5, 1)]
+    places = [in_message(messages, question, context, start, start + 3) for start in (0, 5, 1)]
     assert places == [(0, 0, 3), (2, 0, 3), None]
+
+
+@pytest.mark.parametrize("messages, number, start", [
+    (user("Question: Who is Ada?\nContext: Ada"), 0, 31),
+    (user("Context: Ada\nQuestion: Who is Ada?"), 0, 9),
+    (user("Ada, who\n\nWho is Ada, who?"), 0, 0),
+    ([("system", "Ada"), *user("Who is Ada?")], 0, 0),
+    ([*user("Ada"), ("assistant", "Ada?"), *user("Who is Ada?")], 0, 0),
+])
+def test_words_that_the_question_has_too_are_placed_in_the_text(messages, number, start):
+    question, context = find_question(messages)
+    assert in_message(messages, question, context, 0, 3) == (number, start, start + 3)
 
 
 def test_offsets_are_in_the_message(url):

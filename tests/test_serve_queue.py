@@ -303,9 +303,20 @@ def test_other_work_has_the_model_for_itself(two_lanes, tiny, monkeypatch):
         return "looked"
 
     monkeypatch.setattr(SpanReading, "score", score)
-    looks = [Question("why?", "", None, False, time.monotonic() + SECONDS, look) for _ in range(3)]
+    def search(reader):
+        for _ in range(3):
+            computing[0] += 1
+            time.sleep(0.01)
+            computing[0] -= 1
+            yield
+        return "searched"
+
+    end = time.monotonic() + SECONDS
+    looks = [Question("why?", "", None, False, end, look, alone=True) for _ in range(3)]
+    searches = [Question("where?", "", None, False, end, search) for _ in range(5)]
     questions = [asked(20) for _ in range(4)]
-    queue.submit([questions[0], looks[0], *questions[1:3], *looks[1:], questions[3]])
+    queue.submit([questions[0], looks[0], *questions[1:3], *searches, *looks[1:], questions[3]])
+    assert [one.future.result(SECONDS) for one in searches] == ["searched"] * 5
     assert [one.future.result(SECONDS) for one in looks] == ["looked"] * 3
     assert len({places(one.future.result(SECONDS))[1] for one in questions}) == 1
     assert met == [10] * 15 and 1 in seen and max(seen) <= 2
