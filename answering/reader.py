@@ -252,7 +252,7 @@ class Reader:
         memory does not grow with the number of questions, and with a text's length only by its tokens.
         """
         adapter, settings, offer_null = self._choices(adapter, offer_null)  # now, not when the first one is asked for
-        lanes = usual_lanes(self.device) if lanes is None else lanes
+        lanes = self.lanes if lanes is None else lanes
         return self._predict(examples, settings, adapter, offer_null, progress, tokens_per_batch, lanes)
 
     def _predict(self, examples, settings, adapter, offer_null, progress, tokens_per_batch, lanes):
@@ -282,7 +282,7 @@ class Reader:
 
     @property
     def lanes(self):
-        """How many tasks of `steps` are worth working on at the same time, each in a thread of its own."""
+        """How many forward passes are worth computing at the same time, each in a thread of its own."""
         return usual_lanes(self.device) if self.way.side_by_side else 1
 
     def sharing(self, adapter):

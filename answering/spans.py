@@ -47,7 +47,7 @@ class SpanReading:
     """The way of a model whose head gives each token a logit of being an answer's start, and of its end."""
 
     chunk_questions = 2048  # asked together: enough to sort lengths, few enough to keep memory flat
-    side_by_side = True  # whether tasks in threads of their own get done sooner than one after the other
+    side_by_side = True  # whether passes in threads of their own are sooner done than one after the other
 
     def __init__(self, model, tokenizer, device, precision, layout=None):
         """layout: of a decoder, what stands in place of an encoder's special tokens; see `decoder_layout`."""

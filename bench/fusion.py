@@ -8,15 +8,14 @@ a fixed sample of --score. Runs are ordinary runs of train.py under DIR: what is
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+from bench.methods import ALL, LORA, run, score
 from common.errors import InputError
 from common.files import read_json, write_json
 
-ROOT = Path(__file__).parents[1]
-LORA = ["--tune", "lora", "--lora-rank", "16", "--lora-alpha", "32", "--lora-targets", "all-linear", "--lr", "1e-3"]
+ADAPTER = [*LORA, *ALL, "--lr", "1e-3"]
 MEAN, MIXTURE, FUSION = "mean", "mixture", "fusion"
 
 
@@ -39,28 +38,19 @@ def make_parts(options):
 
 def train(options, name, data, steps, flags):
     """Train a run of that name to its end, or go on with it; returns its model folder."""
-    out = options.out / name
-    if not (out / "metrics.json").is_file():
-        fresh = [
-            "--train", str(data), "--dev", str(options.held_out), "--max-dev-examples", "100", "--max-steps", str(steps),
-            "--batch-size", "16", "--dropout", "0", "--attention-dropout", "0", "--seed", str(options.seed), *flags,
-            *options.flags,
-        ]
-        begun = (out / "config.json").is_file()
-        argv = [sys.executable, str(ROOT / "train.py"), "--out", str(out), "--resume", *([] if begun else fresh)]
-        if code := subprocess.call(argv):
-            raise InputError(f"{out}: the training ended with exit code {code}; run this again to go on")
-    return out / "model"
+    common = ["--train", data, "--dev", options.held_out, "--max-dev-examples", 100, "--seed", options.seed]
+    run(options.out / name, [*common, *flags, *options.flags], steps)
+    return options.out / name / "model"
 
 
 def train_all(options, domains):
     """{name: model folder} of the domains' adapters, the mixture's and the fusion."""
     folders = {
-        name: train(options, name, options.out / f"{name}-train.json", options.steps, LORA) for name in domains
+        name: train(options, name, options.out / f"{name}-train.json", options.steps, ADAPTER) for name in domains
     }
-    members = [str(folders[name]) for name in domains]
-    folders[MIXTURE] = train(options, MIXTURE, options.train, options.steps * len(domains), LORA)
-    fusion = ["--tune", "fusion", "--adapter", *members, "--lr", str(options.fusion_lr)]
+    members = [folders[name] for name in domains]
+    folders[MIXTURE] = train(options, MIXTURE, options.train, options.steps * len(domains), ADAPTER)
+    fusion = ["--tune", "fusion", "--adapter", *members, "--lr", options.fusion_lr]
     folders[FUSION] = train(options, FUSION, options.train, options.steps, fusion)
     return folders
 
@@ -79,27 +69,14 @@ def readers(folders, domains):
     yield MEAN, mean
 
 
-def score(options, reader, path, questions=None):
-    """{"exact", "f1"} on a file."""
-    from training.evaluate import evaluate
-    from training.run import read_split
-
-    examples = read_split([path], questions, 0, False, "scoring").examples
-    lacking = any(not example.answers for example in examples)
-    scores = evaluate(
-        reader, examples, may_lack_answer=lacking, threshold=reader.settings.null_threshold, tune=False
-    ).scores
-    return {"exact": scores["exact"], "f1": scores["f1"]}
-
-
 def compare(options):
     """Train what is missing and score everything; returns the rows of the table."""
     domains = make_parts(options)
     folders = train_all(options, domains)
     table = []
     for name, reader in readers(folders, domains):
-        row = {"adapter": name, **{d: score(options, reader, options.out / f"{d}-held.json") for d in domains}}
-        row["score"] = score(options, reader, options.score, options.questions)
+        row = {"adapter": name, **{d: score(reader, options.out / f"{d}-held.json") for d in domains}}
+        row["score"] = score(reader, options.score, options.questions)
         table.append(row)
         print(json.dumps(row), flush=True)
     write_json(options.out / "table.json", table)

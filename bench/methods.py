@@ -45,22 +45,16 @@ def losses(folder):
     return [json.loads(line)["loss"] for line in log.read_text(encoding="utf-8").splitlines()]
 
 
-def train(options, row, rate, until=None):
-    """Train one run to its end, or to step `until` or a little beyond, or go on with it; returns its metrics or None."""
-    out = run_folder(options, row, rate)
-    if (out / "config.json").is_file():
-        begun = json.loads((out / "config.json").read_text(encoding="utf-8"))["options"]
-        if (begun["max_steps"], begun["seed"]) != (options.steps, options.seed):
-            raise InputError(f"{out}: holds a run of other steps or seed; choose another --out")
+def run(out, flags, steps, until=None):
+    """Train the run `out` to its end, or to step `until` or a little beyond, or go on with it; its metrics or None.
+
+    flags: of train.py, for a run that is not begun yet, beside what all runs have in common.
+    """
     if not (out / "metrics.json").is_file():
-        fresh = [
-            "--train", *map(str, options.train), "--dev", str(options.held_out), "--max-steps", str(options.steps),
-            "--batch-size", "16", "--dropout", "0", "--attention-dropout", "0", "--eval-every", str(options.steps),
-            "--seed", str(options.seed), "--lr", str(rate), *ROWS[row][0],
-        ]
         begun = (out / "config.json").is_file()
-        argv = [sys.executable, str(ROOT / "train.py"), "--out", str(out), "--resume", *([] if begun else fresh)]
-        process = subprocess.Popen(argv)
+        fresh = ["--max-steps", steps, "--batch-size", 16, "--dropout", 0, "--attention-dropout", 0, *flags]
+        argv = [sys.executable, ROOT / "train.py", "--out", out, "--resume", *([] if begun else fresh)]
+        process = subprocess.Popen(list(map(str, argv)))
         while process.poll() is None:
             if until and len(losses(out)) >= until:
                 process.terminate()  # which train.py answers with a checkpoint
@@ -72,20 +66,24 @@ def train(options, row, rate, until=None):
     return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
 
 
+def train(options, row, rate, until=None):
+    """The run of a row and rate; see `run`. InputError when --out holds it with other steps or another seed."""
+    out = run_folder(options, row, rate)
+    if (out / "config.json").is_file():
+        begun = json.loads((out / "config.json").read_text(encoding="utf-8"))["options"]
+        if (begun["max_steps"], begun["seed"]) != (options.steps, options.seed):
+            raise InputError(f"{out}: holds a run of other steps or seed; choose another --out")
+    data = ["--train", *options.train, "--dev", options.held_out, "--eval-every", options.steps]
+    return run(out, [*data, "--seed", options.seed, "--lr", rate, *ROWS[row][0]], options.steps, until)
+
+
 def cost(options, row):
     """(seconds that --steps take, peak bytes) by a run of --cost steps; its first tenth, the warm-up, does not count."""
     out = options.out / f"cost-{row}"
-    if not (out / "metrics.json").is_file():
-        argv = [
-            sys.executable, str(ROOT / "train.py"), "--out", str(out), "--resume", "--train", *map(str, options.train),
-            "--dev", str(options.held_out), "--max-dev-examples", "20", "--max-steps", str(options.cost), "--batch-size", "16",
-            "--dropout", "0", "--attention-dropout", "0", "--seed", str(options.seed), *ROWS[row][0],
-        ]
-        if code := subprocess.call(argv):
-            raise InputError(f"{out}: the training ended with exit code {code}")
+    data = ["--train", *options.train, "--dev", options.held_out, "--max-dev-examples", 20]
+    metrics = run(out, [*data, "--seed", options.seed, *ROWS[row][0]], options.cost)
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     counted = [line["seconds"] for line in lines if line["updated"]][options.cost // 10 :]
-    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     return options.steps * sum(counted) / len(counted), metrics["peak_memory_bytes"]
 
 
@@ -107,14 +105,12 @@ def bytes_on_disk(folder):
     return sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
 
 
-def score(options, folder):
-    """EM and F1 of a run on the fixed sample."""
-    from answering.reader import Reader
+def score(reader, path, questions=None):
+    """{"exact", "f1", "questions"} of a Reader on a file, or on so many of its questions, always the same ones."""
     from training.evaluate import evaluate
     from training.run import read_split
 
-    examples = read_split([options.score], options.questions, 0, False, "scoring").examples
-    reader = Reader.load(Path(folder) / "model")
+    examples = read_split([path], questions, 0, False, "scoring").examples
     lacking = any(not example.answers for example in examples)
     threshold = reader.settings.null_threshold
     scores = evaluate(reader, examples, may_lack_answer=lacking, threshold=threshold, tune=False).scores
@@ -145,6 +141,7 @@ def main(argv=None):
 
 def compare(options):
     """Train what is missing and score the chosen runs; returns the rows of the table."""
+    from answering.reader import Reader
     from training.run import read_split
 
     for path in (*options.train, options.held_out, options.score):
@@ -160,8 +157,9 @@ def compare(options):
         seconds, peak = metrics["train_seconds"], metrics["peak_memory_bytes"]
         if options.cost:
             seconds, peak = cost(options, row)
+        scores = score(Reader.load(folder / "model"), options.score, options.questions)
         table.append({
-            "row": row, "lr": best, **score(options, folder),
+            "row": row, "lr": best, **scores,
             "held_out_f1": {f"{rate:g}": run["f1"] for rate, run in runs.items()},
             "trainable_parameters": metrics["trainable_parameters"], "train_seconds": seconds,
             "peak_memory_bytes": peak, "bytes_on_disk": bytes_on_disk(folder / "model"),
