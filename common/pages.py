@@ -7,7 +7,7 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, ARENA_MAX = -1, -2, -3, -8  # mallopt's
 
 
 def give_pages_back():
-    """Let the system have what lies free here, which `keep_pages` keeps; returns whether there was any (glibc)."""
+    """Let the system have what lies free here, between what is in use too; returns whether there was any (glibc)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     return bool(trim and trim(0))
 
@@ -20,7 +20,7 @@ def keep_pages(one_heap=False):
     go: kept too, they would leave holes between them that a long run pays for with gigabytes.
 
     one_heap: threads that begin from now on share one, in which what is free lies together; otherwise each has heaps of 64
-    MB, of which a few tensors leave much unused. Of no use where several threads ask for memory all the time.
+    MB, of which a few tensors leave much unused.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

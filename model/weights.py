@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from common.errors import InputError
 from common.files import read_json, write_json
+from common.pages import give_pages_back
 from model.bert import BertConfig, BertForQuestionAnswering
 from model.llama import LlamaConfig, LlamaForCausalLM
 from model.llama_span import LlamaForQuestionAnswering
@@ -27,8 +28,6 @@ from model.quant import FourBit, FourBitLinear, quantise
 PACKED = re.compile(
     r"(.+\.weight)(\.absmax|\.quant_map|\.nested_absmax|\.nested_quant_map|\.quant_state\.bitsandbytes__(?:nf4|fp4))"
 )
-
-
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,7 @@ def checked(path, name, tensor, shape):
     if not tensor.is_floating_point():
         raise InputError(f"{path}: tensor {name} is {tensor.dtype}, and floating point is expected")
     tensor = tensor.float()
-    if not tensor.isfinite().all():
+    if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():  # NaN is both; takes no second tensor
         raise InputError(f"{path}: tensor {name} holds NaN or infinity; get it again")
     return tensor
 
@@ -227,8 +226,11 @@ def load_weights(model, folder, keep_16_bits=False):
     not finite, or when any but the head's parameters stays without one.
     """
     intake = Intake(model, folder, names_of(model), keep_16_bits)
+    rounding = any(isinstance(module, FourBitLinear) for module in model.modules())
     for path, name, tensor in read_tensors(folder):
         intake.take(path, name, tensor)
+        if rounding:
+            give_pages_back()  # what lies free between the small weights that stay would come to more than they
     report = intake.finish()
     if isinstance(model, LlamaForCausalLM):
         model.tie()

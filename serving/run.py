@@ -73,7 +73,7 @@ def serve(reader, name, options, say, documents=None):
     """Answer until SIGINT or SIGTERM; then finish what was accepted and return. say(sentence) tells the user."""
     token = read_token(options.token_file)
     listening = listen(options.host, options.port)
-    keep_pages(one_heap=True)  # passes have other shapes every time, and of several heaps each would grow to the largest
+    keep_pages(one_heap=True)  # passes have other shapes every time: what one lane leaves free, another can take
     next(reader.predict([WARM_UP]))  # the first pass of a process is slow; let no client wait for it
     queue = AnswerQueue(
         reader, capacity=options.queue, tokens_per_batch=options.tokens_per_batch, lanes=reader.lanes,
