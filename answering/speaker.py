@@ -13,6 +13,7 @@ import torch
 from data.batches import QuestionCount, split_by_tokens
 from data.chat import FORMATS
 from data.decode import Prediction, QuestionSpans, Span
+from data.examples import is_blank
 from data.prompts import PromptSet, TalkSet
 from model.generate import Prefix, SpanConstraint, go_on, sequence_log_probability
 from model.lora import switch_of
@@ -168,8 +169,8 @@ class Said:
 
     def prediction(self, example, n_best, offer_null):
         """The finished Prediction, of one span or none; its probability is that of saying just this."""
-        if self.best is None or not example.question.strip():
-            reason = "the model says that there is none" if example.question.strip() else "the question is empty"
+        if self.best is None or is_blank(example.question):
+            reason = "the question is empty" if is_blank(example.question) else "the model says that there is none"
             return Prediction(example.id, (), None, 0.0, reason, self.windows)
         log_probability, text, window = self.best
         start = -1 if example.context is None else example.context.find(text)

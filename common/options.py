@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common.errors import InputError
 from common.files import read_text
+from common.output import SentenceParser
 
 DEFAULT, COMMAND_LINE = "default", "command line"
 KINDS = {  # what a value must be, in a refusal, and its placeholder in --help
@@ -136,13 +137,8 @@ def render_config(options):
     )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError(f"command line: {message.replace(repr(SHIELD)[1:-1], '')} (see --help)")
-
-
 def _parser(program, description, table, epilog):
-    parser = _Parser(
+    parser = SentenceParser(
         prog=program, usage="%(prog)s [options]", description=description, epilog=epilog, allow_abbrev=False,
         argument_default=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter,
     )

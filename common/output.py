@@ -1,8 +1,22 @@
-"""Standard output that closes early or is full: no traceback, and an exit code that says so."""
+"""What commands say: refusals in one sentence, and a standard output that closes early or is full.
 
+The latter without a traceback, and with an exit code that says so.
+"""
+
+import argparse
 import functools
 import os
 import sys
+
+from common.errors import InputError
+
+
+class SentenceParser(argparse.ArgumentParser):
+    """An ArgumentParser that refuses with an InputError, where argparse prints its usage and leaves."""
+
+    def error(self, message):
+        """Raise it; without the shields of common/options.py, which argparse shows as \\x00."""
+        raise InputError("command line: {} (see --help)".format(message.replace(r"\x00", "")))
 
 
 def is_first(environ=os.environ):

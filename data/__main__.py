@@ -1,12 +1,11 @@
 """python -m data FILE… — lint data set files; with --repair OUT, write a mended copy of one."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 from common.errors import InputError
-from common.output import guarded_main
+from common.output import SentenceParser, guarded_main
 from data.lint import lint, render, to_json
 from data.repair import repair_file
 
@@ -15,7 +14,7 @@ EPILOG = """exit code: 0 when clean, 1 when there are findings (with --repair: f
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(
+    parser = SentenceParser(
         prog="python -m data",
         description="Say what question answering files hold and what is wrong with them. Contexts shared "
         "between the files are found, so give train and dev files together.",
@@ -37,9 +36,8 @@ def main(argv=None):
     """Lint or repair; return the exit code."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # for consoles that lack Persian letters
-    options = build_parser().parse_args(argv)
     try:
-        return run(options)
+        return run(build_parser().parse_args(argv))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

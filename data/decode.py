@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from data.examples import is_blank
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeSettings:
@@ -159,7 +161,7 @@ class QuestionSpans:
 
     def prediction(self, example, n_best, offer_null):
         """The finished Prediction; probabilities: one softmax over the n best of all windows and the null."""
-        best = self.ranked()[:n_best] if example.question.strip() else []
+        best = self.ranked()[:n_best] if not is_blank(example.question) else []
         if not best:
             certain = 1.0 if offer_null else 0.0
             return Prediction(example.id, (), self.null, certain, self.no_span(example), self.windows)
@@ -179,7 +181,7 @@ class QuestionSpans:
         """Why there is no answer to `example`."""
         if not example.context.strip():
             return "the context is empty"
-        if not example.question.strip():
+        if is_blank(example.question):
             return "the question is empty"
         if self.windows == 0:
             return "the context has no readable words"

@@ -35,6 +35,11 @@ class Example:
     history: tuple[tuple[str, str], ...] = ()  # (role, text)
 
 
+def is_blank(text):
+    """Whether nothing of a text can be seen: white space, controls, joiners and the like alone."""
+    return not any(character.isprintable() and not character.isspace() for character in text)
+
+
 @dataclass(slots=True)
 class Dataset:
     """Examples in file order, and what was noticed while reading them (one sentence each)."""

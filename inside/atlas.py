@@ -1,5 +1,6 @@
 """The head atlas: what every head and feed-forward half is worth on a data set, and pruning by it."""
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -74,13 +75,32 @@ def unit_parameters(model, unit):
     return sum(held[4:]) if unit.head is None else sum(held[:4]) // block.attention.self.num_heads
 
 
+def sizes(model):
+    """{Unit: its `unit_parameters`} of all Units that are still there."""
+    found = {unit: unit_parameters(model, unit) for unit in units(model)}
+    return {unit: parameters for unit, parameters in found.items() if parameters}
+
+
+def fingerprints(reader, examples):
+    """{"model", "questions"}: SHA-256 of all that the model computes with, and of the questions with texts and answers."""
+    weights, asked = hashlib.sha256(), hashlib.sha256()
+    for name, tensor in sorted(reader.model.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):
+            weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for example in examples:
+        references = None if example.answers is None else [(answer.text, answer.start) for answer in example.answers]
+        asked.update(repr((example.question, example.context, references)).encode("utf-8", "surrogatepass"))
+    return {"model": weights.hexdigest(), "questions": asked.hexdigest()}
+
+
 def atlas(reader, examples, means, progress=None):
     """The Atlas of a reader on examples; as many evaluations as there are Units. progress: as for Reader.predict."""
     exact, f1 = scores(reader, examples)
     losses = []
+    held = sizes(reader.model)
     for unit in units(reader.model):
-        parameters = unit_parameters(reader.model, unit)
-        if parameters:
+        if parameters := held.get(unit):
             with without(reader.model, unit, means[unit]):
                 left = scores(reader, examples)
             losses.append(Loss(unit, parameters, exact - left[0], f1 - left[1]))
@@ -92,9 +112,10 @@ def atlas(reader, examples, means, progress=None):
 def choose(atlas, keep):
     """The Units to prune so that at most the share `keep` of the blocks' weights stays, least F1 per parameter first.
 
-    One head of each block stays. Raises InputError when that leaves more than `keep`. Losses are measured one Unit at a
+    One head of each block stays; raises InputError when that leaves more than `keep`. Losses are measured one Unit at a
     time, and do not add up where one head does another's work: score what comes out.
     """
+    check_share({loss.unit: loss.parameters for loss in atlas.losses}, keep)
     total = sum(loss.parameters for loss in atlas.losses)
     left = {loss.unit.layer: 0 for loss in atlas.losses}
     for loss in atlas.losses:
@@ -109,19 +130,29 @@ def choose(atlas, keep):
             left[loss.unit.layer] -= 1
         chosen.append(loss.unit)
         kept -= loss.parameters
-    if kept > keep * total:
-        raise InputError(f"{100 * kept / total:.1f} % of the blocks is the least that can stay: a head in each")
     return chosen
 
 
-def check_prunable(reader):
-    """InputError for a reader whose weights are not plain ones."""
+def check_share(sizes, keep):
+    """InputError when a head in each block is more than the share `keep` of all. sizes: {Unit: parameters}."""
+    heads = {}
+    for unit, parameters in sizes.items():
+        if unit.head is not None:
+            heads[unit.layer] = parameters  # of like size in a block
+    least = sum(heads.values()) / sum(sizes.values())
+    if least > keep:
+        raise InputError(f"--keep: {100 * least:.1f} % of the blocks is the least that can stay: a head in each")
+
+
+def check_prunable(reader, keep):
+    """InputError for a reader whose weights are not plain ones, or hold more than `keep` allows at the least."""
     model = reader.model
     plain = reader.adapter is None and not isinstance(model.bert, PromptedBert)
     if not plain or not all(type(linear) is nn.Linear for block in blocks(model) for linear in linears(block)):
         raise InputError(
             "only a plain model can be pruned: merge an adapter first (python merge.py); weights in 4 bits cannot be"
         )
+    check_share(sizes(model), keep)
 
 
 def prune_units(model, chosen, means):

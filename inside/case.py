@@ -12,7 +12,7 @@ import torch
 from common.errors import InputError
 from data.batches import to_tensors
 from data.decode import QuestionSpans, best_spans
-from data.examples import Example
+from data.examples import Example, is_blank
 from data.windows import WindowSet
 from model.lora import switch_of
 from model.precision import autocast
@@ -61,7 +61,7 @@ class Case:
         self.example = Example("question", question, context, None, "question")
         self.windows = WindowSet([self.example], reader.tokenizer, self.settings.windows)
         self.tokens_per_batch = tokens_per_batch
-        if len(self.windows) == 0 or not question.strip():
+        if len(self.windows) == 0 or is_blank(question):
             raise InputError(QuestionSpans().no_span(self.example))
 
     @property

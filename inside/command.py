@@ -1,6 +1,7 @@
 """What the commands `python -m inside.…` share: refusals as one sentence, and opening what is named."""
 
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 from common.errors import InputError
@@ -12,9 +13,8 @@ def command(program, build_parser, act):
 
     @guarded_main(program)
     def main(argv=None):
-        options = build_parser(program).parse_args(argv)
         try:
-            return act(options)
+            return act(build_parser(program).parse_args(argv))
         except InputError as error:
             print(f"{program}: {error}", file=sys.stderr)
             return 2
@@ -69,10 +69,23 @@ def at_least(least):
     """An argparse type: a whole number of at least `least`."""
 
     def number(text):
-        value = int(text)
-        if value < least:
-            raise ValueError
+        if not (text.isdecimal() and len(text) < 10 and int(text) >= least):
+            raise ArgumentTypeError(f"expected a whole number of at least {least}, found {text!r}")
+        return int(text)
+
+    return number
+
+
+def between(low, high):
+    """An argparse type: a number above `low` and below `high`."""
+
+    def number(text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low < value < high:
+            raise ArgumentTypeError(f"expected a number above {low:g} and below {high:g}, found {text!r}")
         return value
 
-    number.__name__ = f"whole number of at least {least}"
     return number

@@ -5,18 +5,18 @@
     python -m data mine.json --losses runs/mine     # beside what the linter finds
 """
 
-import argparse
 import json
 import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
+from common.output import SentenceParser
 from inside.command import at_least, command
 
 
 def build_parser(program):
-    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
+    parser = SentenceParser(prog=program, description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="the folder of a run that was trained with --record-losses")
     add("--top", type=at_least(1), default=20, metavar="N", help="questions to show of each kind (default 20)")
@@ -25,7 +25,7 @@ def build_parser(program):
 
 
 def run(options):
-    from inside.difficulty import KINDS, difficulties, findings
+    from inside.difficulty import KINDS, SUSPECT, TELLING, difficulties, findings
 
     found = difficulties(options.run)
     totals = Counter(one.kind for one in found)
@@ -34,6 +34,9 @@ def run(options):
         print(json.dumps({"totals": dict(totals), "findings": listed}, ensure_ascii=False))
         return 0
     print(f"{len(found)} questions: " + ", ".join(f"{totals[kind]} {kind}" for kind in KINDS))
+    if not found[0].telling:
+        print(f"of half of them the run's last confidence is below {TELLING}: it has learned too little to tell a wrong label from a "
+              f"hard question, so none is called {SUSPECT}")
     for kind in reversed(KINDS[1:]):
         some = [one for one in found if one.kind == kind]
         if some:

@@ -20,16 +20,21 @@ from training.run import file_hash, read_split
 
 EASY, LEARNED, HARD, SUSPECT = "easy", "learned late", "hard", "probably mislabelled"
 KINDS = (EASY, LEARNED, HARD, SUSPECT)
-SURE, LOST = 0.5, 0.05  # confidences: more likely right than not; the model is nearly sure of something else
+SURE, LOST = 0.5, 0.05  # confidences: more likely right than not; hardly thought of
+TELLING = 0.2  # the least median confidence of a run whose lost questions say something of their labels
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """file: as the run names it; where: the place in it. confidence: of each epoch in which the question was seen. kind: one of KINDS."""
+    """file: as the run names it; where: the place in it. confidence: of each epoch in which the question was seen.
+
+    telling: whether the run learned its questions at all; where it did not, none is called SUSPECT. kind: one of KINDS.
+    """
 
     example: Example
     file: str
     confidence: tuple[float, ...]
+    telling: bool = True
 
     @property
     def where(self):
@@ -50,7 +55,8 @@ class Question:
             return EASY
         if self.confidence[-1] >= SURE:
             return LEARNED
-        return SUSPECT if len(self.confidence) > 1 and max(self.confidence) < LOST else HARD
+        lost = self.telling and len(self.confidence) > 1 and max(self.confidence) < LOST
+        return SUSPECT if lost else HARD
 
 
 def difficulties(root):
@@ -82,11 +88,14 @@ def difficulties(root):
         np.maximum.at(worst, chosen["example"], chosen["loss"])
         for example in np.flatnonzero(worst > -np.inf):
             seen.setdefault(int(example), []).append(float(np.exp(-worst[example])))
+    if not seen:
+        raise InputError(f"{run.losses}: holds no losses: the run stopped before its first step")
+    telling = bool(np.median([confidence[-1] for confidence in seen.values()]) >= TELLING)
     found = []
     for number, confidence in seen.items():
         example = examples[number]
         file = paths[0] if len(paths) == 1 else next(p for p in paths if example.where.startswith(f"{p}: "))
-        found.append(Question(example, file, tuple(confidence)))
+        found.append(Question(example, file, tuple(confidence), telling))
     return sorted(found, key=lambda one: (one.confidence[-1], one.example.where))
 
 

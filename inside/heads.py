@@ -9,43 +9,40 @@ Measuring takes as many evaluations as there are heads and halves; what --json w
     python -m inside.heads dev.json --model runs/mine --atlas atlas.json --keep 0.9 --out runs/smaller
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 from common.errors import InputError
 from common.files import read_json
-from inside.command import add_model, add_sample, command, open_reader, read_sample
+from common.output import SentenceParser
+from inside.command import add_model, add_sample, between, command, open_reader, read_sample
 
 BARS = " ▁▂▃▄▅▆▇█"
 
 
 def build_parser(program):
-    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
+    parser = SentenceParser(prog=program, description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("data", nargs="+", type=Path, metavar="DATA", help="questions with answers, in any format train.py reads")
     add_model(parser)
     add_sample(parser, "to measure on")
     add("--atlas", type=Path, metavar="FILE", help="what --json wrote of this model and sample, not to be measured again")
-    add("--keep", type=share, metavar="SHARE", help="prune until at most this share of the blocks' weights stays")
+    add("--keep", type=between(0, 1), metavar="SHARE", help="prune until at most this share of the blocks' weights stays")
     add("--out", type=Path, metavar="DIR", help="with --keep: folder for the smaller model")
     add("--json", action="store_true", help="print one JSON object")
     return parser
 
 
-def share(text):
-    value = float(text)
-    if not 0 < value < 1:
-        raise ValueError
-    return value
-
-
 def picture(losses):
-    """A line per block: a bar per head, then the feed-forward half's, as high as its F1 beside the greatest loss."""
+    """A line per block: a bar per head, then the feed-forward half's, as high as its F1 beside the greatest loss.
+
+    "-" stands for what does harm: without it F1 is higher.
+    """
     top = max(max(loss.f1 for loss in losses), 1e-9)
     for layer in sorted({loss.unit.layer for loss in losses}):
-        bars = {loss.unit.head: BARS[round(max(0.0, loss.f1) / top * 8)] for loss in losses if loss.unit.layer == layer}
+        mine = [loss for loss in losses if loss.unit.layer == layer]
+        bars = {loss.unit.head: "-" if loss.f1 <= -0.005 else BARS[round(max(0.0, loss.f1) / top * 8)] for loss in mine}
         heads = "".join(bars[head] for head in sorted(head for head in bars if head is not None))
         yield f"block {layer:2}  heads |{heads}|  feed-forward |{bars.get(None, '')}|"
 
@@ -64,21 +61,24 @@ def table(found):
     yield ""
 
 
-def stored_atlas(path, model, questions):
-    """The Atlas in a file; InputError when it is not of this model, or of another number of questions."""
+def stored_atlas(path, model, measured):
+    """The Atlas in a file; InputError when it is not of this model and these questions. measured: their `fingerprints`."""
     from inside.ablation import units
-    from inside.atlas import Atlas, Loss, unit_parameters
+    from inside.atlas import Atlas, Loss, sizes
 
-    known = {str(unit): (unit, unit_parameters(model, unit)) for unit in units(model)}
-    value = read_json(path)
+    known, value = {str(unit): unit for unit in units(model)}, read_json(path)
     try:
-        losses = tuple(Loss(known[row["unit"]][0], row["parameters"], row["exact"], row["f1"]) for row in value["losses"])
-        found = Atlas(value["exact"], value["f1"], losses)
-        same = value["questions"] == questions
-    except (KeyError, TypeError):
+        losses = tuple(
+            Loss(known[row["unit"]], row["parameters"], float(row["exact"]), float(row["f1"])) for row in value["losses"]
+        )
+        found = Atlas(float(value["exact"]), float(value["f1"]), losses)
+        same = value["measured"] == measured and {loss.unit: loss.parameters for loss in losses} == sizes(model)
+    except (KeyError, TypeError, ValueError):
         same = False
-    if not same or [(loss.unit, loss.parameters) for loss in losses] != [pair for pair in known.values() if pair[1]]:
-        raise InputError(f"{path}: not what python -m inside.heads --json wrote of this model and {questions} questions")
+    if not same:
+        raise InputError(
+            f"{path}: not what python -m inside.heads --json wrote of this model and these questions; measure it again"
+        )
     return found
 
 
@@ -86,7 +86,7 @@ def run(options):
     from tqdm import tqdm
 
     from common.files import write_folder
-    from inside.atlas import atlas, check_prunable, choose, dataset_means, prune_units, scores
+    from inside.atlas import atlas, check_prunable, choose, dataset_means, fingerprints, prune_units, scores
     from inside.ablation import units
     from training.measure import latency, parameter_counts
 
@@ -97,14 +97,14 @@ def run(options):
     examples = read_sample(options.data, options.questions, options.seed)
     reader = open_reader(options)
     if options.keep is not None:
-        check_prunable(reader)
-    means = dataset_means(reader, examples)
+        check_prunable(reader, options.keep)
+    means, measured = dataset_means(reader, examples), fingerprints(reader, examples)
     if options.atlas is not None:
-        found = stored_atlas(options.atlas, reader.model, len(examples))
+        found = stored_atlas(options.atlas, reader.model, measured)
     else:
         with tqdm(total=len(units(reader.model)), desc="ablating", unit=" parts", leave=False, disable=None) as bar:
             found = atlas(reader, examples, means, bar)
-    result = {"questions": len(examples), "exact": found.exact, "f1": found.f1, "losses": [
+    result = {"questions": len(examples), "measured": measured, "exact": found.exact, "f1": found.f1, "losses": [
         {"unit": str(loss.unit), "parameters": loss.parameters, "exact": loss.exact, "f1": loss.f1}
         for loss in found.losses
     ]}

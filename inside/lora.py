@@ -4,16 +4,16 @@
     python -m inside.lora runs/one runs/other --data dev.json
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
+from common.output import SentenceParser
 from inside.command import add_model, add_sample, command, read_sample
 
 
 def build_parser(program):
-    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
+    parser = SentenceParser(prog=program, description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("adapter", nargs="+", type=Path, metavar="ADAPTER", help="folders of adapters of one base, or of their runs")
     add_model(parser)

@@ -3,17 +3,17 @@
     python -m inside.nf4 --model runs/mine --data dev.json
 """
 
-import argparse
 import json
 import sys
 from dataclasses import asdict
 
 from common.choices import QUANTS
+from common.output import SentenceParser
 from inside.command import add_model, add_sample, command, open_reader, read_sample
 
 
 def build_parser(program):
-    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
+    parser = SentenceParser(prog=program, description=__doc__.splitlines()[0])
     add = parser.add_argument
     add_model(parser)
     add("--quant", choices=QUANTS, default="nf4", help="which 4 bits (default nf4)")

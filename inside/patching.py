@@ -29,27 +29,35 @@ class PatchedLayer:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """part: whose states were swapped. answer, other: both runs' best spans of their windows. tokens: how many.
+    """part: whose states were swapped. answer, other: both runs' best spans of their windows.
 
-    flips: the layers where the best span becomes `other`; for the text these are usually the last ones.
+    tokens: how many of the part; specials: those that went with them. threshold: above which null odds "no answer" is
+    said, or None. says, other_says: the span that each run's window says, None for "no answer".
+    flips: the layers where what is said becomes what the other says; for the text these are usually the last ones.
     """
 
     part: str
     answer: Span
     other: Span
     tokens: int
+    specials: tuple[str, ...]
     layers: tuple[PatchedLayer, ...]
+    threshold: float | None
+    says: Span | None
+    other_says: Span | None
 
     @property
     def flips(self):
-        """Layers at which the swap brings the other answer; none where both answers are the same."""
-        if (self.answer.start, self.answer.end) == (self.other.start, self.other.end):
+        """Layers at which the swap brings what the other says; none where both say the same."""
+        if place(self.says) == place(self.other_says):
             return ()
-        other = (self.other.start, self.other.end)
-        return tuple(
-            one.layer for one in self.layers
-            if one.prediction.spans and (one.prediction.spans[0].start, one.prediction.spans[0].end) == other
-        )
+        wanted = place(self.other_says)
+        return tuple(one.layer for one in self.layers if place(one.prediction.answer(self.threshold)) == wanted)
+
+
+def place(span):
+    """(start, end) of a span, None of none."""
+    return span and (span.start, span.end)
 
 
 def patch(case, donor):
@@ -63,16 +71,20 @@ def patch(case, donor):
     theirs = most_shared(case, donor, number)
     with donor.computing() as model, recording_hidden(model) as states:
         model(*donor.inputs(theirs))
-    answer = case.spans(number, *case.logits(number)).spans[0]
-    other = donor.spans(theirs, *donor.logits(theirs)).spans[0]
+    threshold = case.settings.null_threshold
+    runs = case.spans(number, *case.logits(number)), donor.spans(theirs, *donor.logits(theirs))
+    answer, other = (run.spans[0] for run in runs)
     patches = []
     for part in PARTS:
-        into, source = matched(case.pieces(number), donor.pieces(theirs), part)
+        pieces = case.pieces(number)
+        into, source = matched(pieces, donor.pieces(theirs), part)
+        specials = tuple(pieces[position].token for position in sorted(into) if pieces[position].part == SPECIAL)
         if len(into):
             layers = tuple(
                 patched(case, number, layer, state, into, source, answer, other) for layer, state in enumerate(states)
             )
-            patches.append(Patch(part, answer, other, len(into), layers))
+            said = [run.answer(threshold) for run in runs]
+            patches.append(Patch(part, answer, other, len(into) - len(specials), specials, layers, threshold, *said))
     return patches
 
 

@@ -5,24 +5,24 @@
     python -m inside.verify FOLDER --golden FILE.safetensors
 """
 
-import argparse
 import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 from common.errors import InputError
-from inside.command import command
+from common.output import SentenceParser
+from inside.command import between, command
 
 TOLERANCE = 1e-5  # of the scale of a layer: fp32 rounding, summed over some hundred numbers
 
 
 def build_parser(program):
-    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
+    parser = SentenceParser(prog=program, description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="a model folder, a hub id or minilm; unset: the tiny one within")
     add("--golden", type=Path, metavar="FILE", help="activations to compare with, as bench/activations.py writes them")
-    add("--tolerance", type=float, default=TOLERANCE, metavar="X", help=f"relative difference allowed ({TOLERANCE})")
+    add("--tolerance", type=between(0, 1), default=TOLERANCE, metavar="X", help=f"relative difference allowed ({TOLERANCE})")
     add("--json", action="store_true", help="print one JSON object")
     return parser
 

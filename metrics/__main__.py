@@ -3,7 +3,6 @@
 One JSON object goes to stdout, unrounded, by the official arithmetic of `metrics.squad`; notes go to stderr.
 """
 
-import argparse
 import json
 import math
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from common.errors import InputError
 from common.files import parse_json, read_json, read_text
-from common.output import guarded_main
+from common.output import SentenceParser, guarded_main
 from metrics.squad import evaluate_v1, evaluate_v2, require_ids
 from metrics.text import text_scores
 
@@ -226,7 +225,7 @@ def _threshold(text):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
+    parser = SentenceParser(
         prog="python -m metrics",
         description="Score predictions as the official SQuAD scripts do; prints one JSON object.",
     )
@@ -281,9 +280,8 @@ def _score(options):
 @guarded_main("python -m metrics")
 def main(argv=None):
     """Print the scores; return 0, 1 (lost output), or 2 after one sentence on stderr for unusable input."""
-    options = _parser().parse_args(argv)
     try:
-        result, notices = _score(options)
+        result, notices = _score(_parser().parse_args(argv))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

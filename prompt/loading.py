@@ -33,7 +33,7 @@ def open_reader(options):
         revision = described.revision if name != "minilm" else None
     else:
         name, revision = name if name is not None else str(newest_run()), options.revision
-    quant = {None: "stored", "none": None}.get(options.quant, options.quant)
+    quant = asked_quant(options)
     if quant == "stored" and adapters:  # the base is held as it was when the first adapter was trained
         found = {quant_of(folder) for _, folder in adapters}
         if len(found) > 1:
@@ -49,8 +49,7 @@ def open_reader(options):
             f"{name}: its head for answers was never trained, so it cannot answer; train one first: "
             f"python train.py --dataset squad --model {shlex.quote(name)}{revision}"
         )
-    for one, settings in stored.all_settings.items():
-        stored.all_settings[one] = stored.checked(adapt(stored, settings, options))
+    adapt_all(stored, options)
     return stored, " + ".join([name, *(one for one, _ in adapters)])
 
 
@@ -63,12 +62,18 @@ def named_adapter(given):
 
 
 def open_named(name, options):
-    """The Reader of another model, run or adapter, for a comparison; InputError when it cannot answer."""
+    """The Reader of another model, run or adapter, for a comparison under the same options; InputError when it cannot answer."""
     folder = resolve_model(str(model_of_run(name))).folder
-    reader = Reader.load(folder, device=options.device, precision=options.precision)
+    reader = Reader.load(folder, device=options.device, precision=options.precision, quant=asked_quant(options), frozen=True)
     if not reader.trained:
         raise InputError(f"{name}: its head for answers was never trained, so it cannot answer")
+    adapt_all(reader, options)
     return reader
+
+
+def asked_quant(options):
+    """--quant, as Reader.load takes it."""
+    return {None: "stored", "none": None}.get(options.quant, options.quant)
 
 
 def base_of(described):
@@ -123,6 +128,12 @@ def check_format(folder):
         if run.log.is_file() and run.config.is_file():
             run.read_config()
             return
+
+
+def adapt_all(reader, options):
+    """Put what the options say into a reader's settings, of all its adapters; InputError where they do not fit."""
+    for one, settings in reader.all_settings.items():
+        reader.all_settings[one] = reader.checked(adapt(reader, settings, options))
 
 
 def adapt(reader, settings, options):

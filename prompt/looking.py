@@ -38,8 +38,8 @@ class Looking:
             self.last = *key, self.case_of(*key[:2])
         return self.last[3]
 
-    def case_of(self, question, context, **chosen):
-        return Case(self.reader, question, context, tokens_per_batch=self.tokens_per_batch, **chosen)
+    def case_of(self, question, context, reader=None, **chosen):
+        return Case(reader or self.reader, question, context, tokens_per_batch=self.tokens_per_batch, **chosen)
 
     def commands(self):
         """The table's rows, in the order of /help."""
@@ -130,7 +130,7 @@ class Looking:
         if not question.strip():
             raise InputError('/patch takes another question about the same text, as in /patch "Who built it?"')
         patches = patch(case, self.case_of(question, session.context))
-        return pictures.patch_lines(patches, session.style, case.settings.null_threshold)
+        return pictures.patch_lines(patches, session.style)
 
     def diff(self, session, case, rest):
         if not rest:
@@ -141,7 +141,7 @@ class Looking:
                 raise InputError("the bare model has no head for answers that was ever trained")
             other = self.case_of(session.question, session.context, adapter=None if rest == BARE else rest)
         else:
-            other = Case(self.open_other(rest), session.question, session.context)
+            other = self.case_of(session.question, session.context, reader=self.open_other(rest))
         return pictures.difference_lines(difference(case, other), (here, rest), session.style)
 
     def trace(self, session, case, rest):

@@ -1,6 +1,7 @@
 """Lines of text that show what the functions of inside/ computed."""
 
-from inside.case import TEXT
+from data.documents import counted
+from inside.case import QUESTION, TEXT
 from inside.tokens import changes
 from prompt.display import isolated, one_line
 
@@ -101,16 +102,18 @@ def saliency_lines(seen, pieces, style):
     weights = seen.attributions.tolist()
     yield f"strongest: {strongest(pieces, weights, style, 8)}"
     yield f"  {heat_line(pieces, weights, style)}"
-    yield (f"start + end logit {seen.score:.3f}, without words {seen.baseline:.3f}; the words' parts make {sum(weights):.3f}, "
-           f"so {seen.missing:.3f} is missing ({seen.steps} steps)")
+    yield (f"start + end logit {seen.score:.3f} (in fp32, nothing taken off for length), without words {seen.baseline:.3f}; "
+           f"the words' parts make {sum(weights):.3f}, so {seen.missing:.3f} is missing ({seen.steps} steps)")
 
 
-def patch_lines(patches, style, threshold):
-    """/patch. threshold: above which null odds "no answer" is said, or None."""
-    first = patches[0]
-    yield f"this question's best span: {short(first.answer.text, style)}; the other's: {short(first.other.text, style)}"
+def patch_lines(patches, style):
+    """/patch"""
+    first, none = patches[0], "  (no answer)"
+    yield (f"this question's best span: {short(first.answer.text, style)}{'' if first.says else none}; "
+           f"the other's: {short(first.other.text, style)}{'' if first.other_says else none}")
     for one in patches:
-        yield f"with {one.tokens} states of the {one.part}'s tokens taken from the other question's run:"
+        yield (f"with the states of the {one.part}'s {counted(one.tokens, 'token')}, and of {' and '.join(one.specials)}, taken from the "
+               f"other question's run:")
         yield f"{'swapped after':16}{'this':>8}{'other':>8}{'null':>8}  best span then"
         for layer in one.layers:
             name = f"block {layer.layer - 1}" if layer.layer else "embeddings"
@@ -119,7 +122,7 @@ def patch_lines(patches, style, threshold):
             scores = "".join(f"{'-' if score is None else format(score, '.2f'):>8}" for score in both)
             best = layer.prediction.spans[0].text if layer.prediction.spans else ""
             flipped = "  (flipped)" if layer.layer in one.flips else ""
-            said = "" if layer.prediction.answer(threshold) or not best else "  (no answer)"
+            said = "" if layer.prediction.answer(one.threshold) or not best else none
             yield f"{name:16}{scores}  {short(best, style)}{flipped}{said}"
     if len(patches) == 1:
         yield "the questions have different numbers of tokens, so the states of theirs were not swapped; one of as many would be"
@@ -141,36 +144,50 @@ def difference_lines(seen, names, style):
 
 def token_lines(case, number, style):
     """/tokens"""
-    context, pieces = case.example.context, case.pieces(number)
-    sources = {"question": case.example.question, TEXT: context}
+    pieces, tokenizer = case.pieces(number), case.reader.tokenizer
+    sources, reach = {QUESTION: case.example.question, TEXT: case.example.context}, {}
     yield f"{'position':>8}{'type':>6}{'id':>8}  {'characters':>13}  token"
     for piece in pieces:
         place, source = "", ""
         if piece.start is not None:
+            first, before = reach.get(piece.part, begins(case, number, piece))
+            reach[piece.part] = first, max(before, piece.end)
             place = f"{piece.start}-{piece.end}"
-            source = marked(case.reader.tokenizer, sources[piece.part], piece.start, piece.end)
+            source = marked(tokenizer, sources[piece.part], min(before, piece.start), piece.start, piece.end)
             source = "" if source == piece.token.removeprefix("##") else f"  from {isolated(source, style)}"
         token = isolated(one_line(piece.token), style)
         yield f"{piece.position:8}{piece.type:6}{piece.id:8}  {place:>13}  {token}{source}"
-    first, end = (case.windows.offsets(number)[k, k and 1] for k in (0, -1))
-    lost = changes(case.reader.tokenizer, context, int(first), int(end))
+    for part, (first, end) in reach.items():
+        if part == QUESTION or case.windows.stop[number] == case.windows.stop.max():
+            end = len(sources[part])  # what is dropped behind the last token belongs to it
+        yield from change_lines(changes(tokenizer, sources[part], first, end), part, style)
+
+
+def begins(case, number, piece):
+    """(where the part of a window's first piece begins in its source, twice): what is dropped before it counts with it."""
+    whole = piece.part == QUESTION or case.windows.start[number] == case.windows.start.min()
+    return (0, 0) if whole else (piece.start, piece.start)
+
+
+def change_lines(lost, part, style):
+    """What the tokenizer dropped or took for something else, character by character with counts."""
     if lost:
-        yield f"the tokenizer changed {len(lost)} characters of the text in this window before cutting it:"
-        for name in dict.fromkeys((one.character, one.name, one.left) for one in lost):
-            count = sum(one.character == name[0] for one in lost)
-            yield f"  {count} x {name[1]}: {'dropped' if not name[2] else f'taken for {isolated(name[2], style)}'}"
+        yield f"the tokenizer changed {counted(len(lost), 'character')} of the {part} in this window before cutting it:"
+    for name in dict.fromkeys((one.character, one.name, one.left) for one in lost):
+        count = sum(one.character == name[0] for one in lost)
+        yield f"  {count} x {name[1]}: {'dropped' if not name[2] else f'taken for {isolated(name[2], style)}'}"
 
 
-def marked(tokenizer, text, start, end):
-    """text[start:end] with what the normaliser drops from it in brackets, invisible characters by their numbers."""
-    lost = {one.place: one for one in changes(tokenizer, text, start, end)}
+def marked(tokenizer, text, before, start, end):
+    """text[start:end] with what the normaliser drops from text[before:end] in brackets, invisible characters by number."""
+    lost = {one.place: one for one in changes(tokenizer, text, before, end)}
     parts = []
-    for place in range(start, end):
+    for place in range(before, end):
         character = text[place]
         if place in lost and not lost[place].left:
             visible = f"U+{ord(character):04X}" if not character.isprintable() else f"\u25cc{character}"
             parts.append(f"[{visible}]")
-        else:
+        elif place >= start:
             parts.append(one_line(character))
     return "".join(parts)
 

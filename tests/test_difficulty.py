@@ -139,6 +139,24 @@ def test_kinds():
     example = Example("1", "q", "c", (), "data[0]")
     kinds = {(0.9, 0.8): EASY, (0.01, 0.7): LEARNED, (0.6, 0.1): HARD, (0.01, 0.02): SUSPECT, (0.01,): HARD}
     assert {confidence: Question(example, "f", confidence).kind for confidence in kinds} == kinds
+    assert Question(example, "f", (0.01, 0.02), telling=False).kind == HARD
+
+
+def test_a_run_that_learned_nothing_accuses_nobody(place, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(place / "with", run)
+    for guess, suspects in ((3.3, 0), (0.1, 1)):  # 0.037 of each, as of a guess among 27 words; or only of the first
+        (run / "losses.bin").unlink()
+        file = LossFile(run / "losses.bin", np.arange(6))
+        for epoch in range(2):
+            file.take(np.arange(6), torch.tensor([3.3] + [guess] * 5))
+            file.write(epoch + 1, epoch)
+        assert command.main([str(run)]) == 0
+        text = capsys.readouterr().out
+        assert f"{suspects} probably mislabelled" in text and ("it has learned too little" in text) == (not suspects)
+    (run / "losses.bin").write_bytes(b"torn")
+    assert command.main([str(run)]) == 2
+    assert capsys.readouterr().err.endswith("losses.bin: holds no losses: the run stopped before its first step\n")
 
 
 def test_a_question_is_judged_by_its_worst_window(place, tmp_path):

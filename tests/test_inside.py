@@ -112,7 +112,8 @@ def test_patching_finds_the_layer_where_the_text_learns_of_the_question(reader, 
 
 def test_patching_a_long_text_takes_the_window_that_shares_most(reader):
     (text,) = patch(Case(reader, "bob", LONG), Case(reader, "lima dan", LONG))
-    assert text.answer.text == "rome" and text.tokens == 8 + 2  # of slices 9-17 and 8-17, with [CLS] and [SEP]
+    assert text.answer.text == "rome" and text.tokens == 8  # of slices 9-17 and 8-17
+    assert text.specials == ("[CLS]", "[SEP]")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,6 +8,7 @@ import torch
 from common.errors import InputError
 from inside.case import Case
 from inside.difference import difference
+from inside.patching import patch
 from inside.tokens import changes
 from model.lora import LoraConfig, add_lora
 from prompt.display import Style
@@ -133,6 +134,30 @@ def test_what_a_tokenizer_drops_of_persian_is_marked(tiny_folder):
     assert "  1 x ARABIC LETTER ALEF WITH MADDA ABOVE: taken for ا" in said
 
 
+def test_what_is_dropped_between_pieces_and_in_the_question_is_marked_too(tiny_folder):
+    reader = Reader.load(tiny_folder, device="cpu", precision="fp32")
+    joiner, words = "\u200c", [reader.tokenizer.id_to_token(code) for code in range(5, 400)]
+    one, two, *_ = [word for word in words if word.isascii() and word.isalpha()]
+    text = f"{joiner} {one}. {joiner} {two}, {joiner}{two} {joiner}{joiner}"
+    said = talk(reader, text, f"{one} {joiner}?", "/tokens 0")
+    rows = [line for line in said if "from" in line]
+    assert sum(line.count("[U+200C]") for line in rows) == 4, rows  # the two at the end stand before no piece
+    counted = [line for line in said if "ZERO WIDTH" in line or "the tokenizer changed" in line]
+    dropped = "  {} x ZERO WIDTH NON-JOINER: dropped"
+    assert counted == [
+        "the tokenizer changed 1 character of the question in this window before cutting it:", dropped.format(1),
+        "the tokenizer changed 5 characters of the text in this window before cutting it:", dropped.format(5),
+    ]
+
+
+def test_a_question_of_nothing_visible_is_an_empty_one(tiny_folder):
+    reader = Reader.load(tiny_folder, device="cpu", precision="fp32")
+    for question in ("", " \t", "\u200c", "\u200f \ufeff"):
+        assert reader.ask(question, "a text")[0].reason == "the question is empty"
+        with pytest.raises(InputError, match="the question is empty"):
+            Case(reader, question, "a text")
+
+
 def test_trace_writes_a_file_once(say, tmp_path):
     path = tmp_path / "trace.txt"
     said = say(f"/trace {path}", f"/trace {path}", "/trace", f"/trace {tmp_path}/no/such\0")
@@ -196,6 +221,25 @@ def test_a_penalty_on_length_is_said_beside_the_end_logits(reader):
     first, *_ = with_decode(reader, "/why", length_penalty=0.25)
     assert first == "end logits are less 0.25 for each of the answer's tokens after its first (--length-penalty)"
     assert not any("are less" in line for line in with_decode(reader, "/why"))
+
+
+def test_patching_tells_the_states_and_flips_to_no_answer(reader):
+    said = talk(reader, CONTEXT, QUESTION, '/patch "cleo"')[3:]
+    assert "with the states of the text's 7 tokens, and of [CLS] and [SEP], taken from the other question's run:" in said
+    assert "with the states of the question's 1 token, and of [SEP], taken from the other question's run:" in said
+    usual = reader.settings
+    reader.settings = replace(usual, null_threshold=1e6)
+    try:
+        odds = [reader.ask(question, CONTEXT)[0].null_odds for question in (QUESTION, "cleo")]
+        low, high = (QUESTION, "cleo") if odds[0] < odds[1] else ("cleo", QUESTION)
+        reader.settings = replace(usual, null_threshold=sum(odds) / 2)
+        said = talk(reader, CONTEXT, low, f"/patch {high}")[3:]
+        (text, *_) = patch(Case(reader, low, CONTEXT), Case(reader, high, CONTEXT))
+    finally:
+        reader.settings = usual
+    assert said[0].endswith("  (no answer)") and text.says is not None is text.other_says and text.flips
+    flipped = [line for line in said if line.endswith("(flipped)  (no answer)")]
+    assert len(flipped) >= len(text.flips)
 
 
 def test_patching_says_where_no_answer_would_be_given(reader):

@@ -14,7 +14,7 @@ import train
 from common.errors import InputError
 from inside import heads, lora, nf4
 from inside.ablation import Unit, ablated, units
-from inside.atlas import atlas, check_prunable, choose, dataset_means, prune_units
+from inside.atlas import Loss, atlas, check_prunable, choose, dataset_means, prune_units
 from inside.command import read_sample
 from inside.updates import decomposed, dropped, effective_rank, overlap, shared, updates
 from model.lora import LoraConfig, add_lora
@@ -72,7 +72,7 @@ def test_the_atlas_finds_the_two_heads(tmp_path, data, capsys):
     ]
 
 
-def test_pruning_to_a_budget_saves_a_smaller_model_that_answers_the_same(tmp_path, data, capsys):
+def test_pruning_to_a_budget_saves_a_smaller_model_that_answers_the_same(tmp_path, data, capsys, monkeypatch):
     copy_reader(tmp_path / "copy")
     out = tmp_path / "smaller"
     found = printed(heads.main, capsys, data, "--model", tmp_path / "copy", "--keep", 0.5, "--out", out)["pruned"]
@@ -90,10 +90,20 @@ def test_pruning_to_a_budget_saves_a_smaller_model_that_answers_the_same(tmp_pat
     assert sum(p.numel() for p in smaller.model.parameters()) == found["after"]["parameters"]
     again = printed(heads.main, capsys, data, "--model", out)  # a pruned model can be looked into, and pruned on
     assert again["exact"] == 100.0 and len(again["losses"]) == 12 - len(found["units"])
-    for text in ("[]", '{"losses": 3}', json.dumps(again), json.dumps(again | {"questions": 3})):
+    whole = printed(heads.main, capsys, data, "--model", tmp_path / "copy")
+    other = copy_reader(tmp_path / "other")  # of the same shape, with other weights
+    with torch.no_grad():
+        other.model.bert.encoder.layer[0].output.dense.weight.add_(1e-6)
+    other.save(tmp_path / "other")
+    fewer = tmp_path / "fewer.json"
+    fewer.write_text(json.dumps([row | {"answers": []} for row in json.loads(data.read_text())]))
+    broken = {"exact": "a"}, {"losses": [whole["losses"][0] | {"f1": None}, *whole["losses"][1:]]}, {"exact": None}
+    texts = "[]", '{"losses": 3}', json.dumps(again), *(json.dumps(whole | one) for one in broken)
+    asked = [(text, data, "copy") for text in texts]
+    for text, file, model in (*asked, (json.dumps(whole), data, "other"), (json.dumps(whole), fewer, "copy")):
         stored.write_text(text)
-        refused = sentence(heads.main, capsys, data, "--model", tmp_path / "copy", "--atlas", stored)
-        assert "atlas.json: not what python -m inside.heads --json wrote of this model and 4 questions" in refused
+        refused = sentence(heads.main, capsys, file, "--model", tmp_path / model, "--atlas", stored)
+        assert "atlas.json: not what python -m inside.heads --json wrote of this model and these questions" in refused
     refusals = {
         (data, "--keep", 0.5): "give both or neither", (data, "--keep", 0.5, "--out", out): "is there already",
         (data, "--keep", 0.01, "--out", tmp_path / "n", "--model", tmp_path / "copy"): "is the least that can stay",
@@ -101,6 +111,17 @@ def test_pruning_to_a_budget_saves_a_smaller_model_that_answers_the_same(tmp_pat
     for argv, words in refusals.items():
         assert words in sentence(heads.main, capsys, *argv)
     assert not (tmp_path / "n").exists()
+    for value in ("nan", "0", "1", "x"):
+        refused = sentence(heads.main, capsys, data, "--keep", value, "--out", out)
+        assert refused.count("\n") == 1 and f"--keep: expected a number above 0 and below 1, found '{value}'" in refused
+    monkeypatch.setattr("inside.atlas.dataset_means", lambda *given: pytest.fail("measured before it was refused"))
+    argv = data, "--keep", 0.01, "--out", tmp_path / "n", "--model", tmp_path / "copy"
+    assert "is the least that can stay" in sentence(heads.main, capsys, *argv)
+
+
+def test_what_does_harm_shows_in_the_picture():
+    losses = [Loss(Unit(0, 0), 9, 0.0, 4.0), Loss(Unit(0, 1), 9, 0.0, -1.0), Loss(Unit(0, 2), 9, 0.0, 0.0), Loss(Unit(0), 9, 0.0, 2.0)]
+    assert list(heads.picture(losses)) == ["block  0  heads |█- |  feed-forward |▄|"]
 
 
 @pytest.fixture
@@ -122,7 +143,7 @@ def test_a_pruned_model_is_the_ablated_one(tiny, tmp_path):
     mask[1, 17:] = False
     with torch.no_grad(), ablated(tiny.model.eval(), CHOSEN, means):
         wanted = tiny.model(ids, types, mask)
-    check_prunable(tiny)
+    check_prunable(tiny, 0.9)
     prune_units(tiny.model, CHOSEN, means)
     assert shape_of(tiny.model) == {"heads": [3, 5, 4], "feed_forward": [True, False, False]}
     tiny.save(tmp_path)
@@ -167,7 +188,7 @@ def test_the_choice_keeps_a_head_in_each_block_and_takes_the_cheapest_first(tiny
 def test_only_plain_models_are_pruned(tiny):
     quantise(tiny.model, FourBit())
     with pytest.raises(InputError, match="only a plain model can be pruned"):
-        check_prunable(tiny)
+        check_prunable(tiny, 0.9)
 
 
 @pytest.fixture(scope="module")
