@@ -8,10 +8,13 @@ The pass uses bitsandbytes; `model.nf4` is the same in plain torch, for study.
 """
 
 import logging
+from copy import copy
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from common.choices import QUANTS
 from common.errors import InputError
@@ -75,7 +78,8 @@ class FourBitLinear(nn.Module):
 
     Around that layer, to keep its habits out: it would take fp4 unless told, latch the dtype of its first input as
     the one to compute in, cast the bias in place, and on CPUs with AVX512-BF16 repack the weight in place at the
-    first evaluation, which rounds absmax to bf16: a reader would change by being used.
+    first evaluation, which rounds absmax to bf16: a reader would change by being used. On a CPU it reads back wrong
+    numbers where a row ends within a block (see `dequantised`); `FourBitProduct` multiplies there.
     """
 
     def __init__(self, in_features, out_features, bias, four_bit):
@@ -153,9 +157,40 @@ class FourBitLinear(nn.Module):
         """The packed weight, two numbers a byte; `dense_weight` gives the matrix."""
         return self.quantised.weight
 
+    def dequantised(self):
+        """The (M, N) weight as it is rounded, in the dtype it came in.
+
+        bitsandbytes' kernel for CPUs (0.50) counts blocks row by row: of 352 inputs a row takes 5.5 blocks, and from the
+        second row on it multiplies by the wrong absmax. Read as one row the numbers are right; of odd length they take
+        its slow way, so the half byte that is left over counts too.
+        """
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight, state, count = self.weight.data, self.weight.quant_state, self.out_features * self.in_features
+        if weight.device.type == "cpu":
+            state = copy(state)
+            state.shape = torch.Size((1, count + count % 2))
+        return dequantize_4bit(weight, state).flatten()[:count].view(self.out_features, self.in_features)
+
     def forward(self, x):
-        y = self.quantised(x.to(self.four_bit.compute_dtype))
+        x = x.to(self.four_bit.compute_dtype)
+        cut = x.device.type == "cpu" and self.in_features % BLOCK
+        y = FourBitProduct.apply(x, self) if cut else self.quantised(x)
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class FourBitProduct(torch.autograd.Function):
+    """y = x Wᵀ of a FourBitLinear, whose weight is read back once more for the gradient instead of being kept."""
+
+    @staticmethod
+    def forward(ctx, x, linear):
+        ctx.linear = linear
+        return F.linear(x, linear.dequantised().to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        return gradient @ ctx.linear.dequantised().to(gradient.dtype), None
 
 
 class Int8Linear(nn.Module):
@@ -215,9 +250,7 @@ def dense_weight(linear):
         return linear.weight.float() * linear.scale[:, None]
     if not isinstance(linear, FourBitLinear):
         return linear.weight.detach().float()
-    from bitsandbytes.functional import dequantize_4bit
-
-    return dequantize_4bit(linear.weight.data, linear.weight.quant_state).float()
+    return linear.dequantised().float()
 
 
 def quantise(model, four_bit):
