@@ -86,14 +86,11 @@ def merge(options):
 
 def ways_of(folder):
     """(how the base was held in training, the ways there are): a base stored in 4 bits has no original weights."""
-    from model.adapters import read_adapter
-    from model.source import resolve_model
+    from answering.reader import described_base
     from model.weights import stored_quant
-    from prompt.loading import base_of, quant_of
+    from training.tuning import quant_of
 
-    described = read_adapter(folder)
-    revision = described.revision if described.base != "minilm" else None
-    stored = stored_quant(resolve_model(base_of(described), revision=revision).folder)
+    stored = stored_quant(described_base(folder)[1])
     if stored is not None:
         return stored.name, WAYS[1:]
     quant = quant_of(folder)

@@ -12,11 +12,12 @@ from common.files import write_atomic, write_json
 from data.chat import FORMATS, choose_format, modelfile
 from data.examples import Example
 from data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_settings
-from model.adapters import is_adapter, load_adapter, read_adapter, read_base, save_adapter
+from model.adapters import is_adapter, load_adapter, read_adapter, save_adapter
 from model.bert import BertConfig
 from model.fusion import is_fusion, load_fusion, read_fusion, save_fusion
 from model.combining import combine
 from model.lora import adapter_names, remove_adapter, set_adapter, switch_of
+from model.peft_config import CONFIG_FILE, read_base
 from model.quant import QUANTS, FourBit, FourBitLinear, multiply_in_int8
 from model.prompts import count_named, has_prompt, is_prompt, load_prompt, room, save_prompt
 from model.precision import choose_device, choose_precision
@@ -31,13 +32,19 @@ from answering.speaker import SpokenAnswers
 def described_base(folder):
     """(Base, folder of the base) of an adapter's or a fusion's folder; InputError when it names none."""
     if is_fusion(folder):
-        described = read_fusion(folder)[0]
+        described, cure = read_fusion(folder)[0], "write it into base_model_name_or_path of its fusion.json"
     else:
-        described = read_base(folder) if is_prompt(folder) else read_adapter(folder)
+        prompt = is_adapter(folder) and is_prompt(folder)
+        described = read_base(folder) if prompt else read_adapter(folder)
+        cure = f"write it into base_model_name_or_path of its {CONFIG_FILE}"
+        cure += "" if prompt else f", or ask with infer.py --adapter {folder} --model BASE"
     if described.base is None:
-        raise InputError(f"{folder}: this adapter does not name its base; name it with --model")
+        raise InputError(f"{folder}: this adapter does not name its base: {cure}")
     revision = described.revision if described.base != "minilm" else None  # a package's or the hub's: equal
-    base = resolve_model(described.base, revision=revision).folder
+    try:
+        base = resolve_model(described.base, revision=revision).folder
+    except InputError as error:
+        raise InputError(f"{folder}: its base cannot be had ({error}); if it lies elsewhere, {cure}") from None
     if is_adapter(base) or is_fusion(base):
         raise InputError(f"{folder}: names {base} as its base, which is an adapter itself")
     return described, base

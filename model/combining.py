@@ -73,7 +73,9 @@ def side_by_side(parts, rank):
 
 def best_of_rank(parts, rank):
     """(A, B) nearest to the sum of the updates among those of a rank (Eckart & Young 1936)."""
-    rank = rank or max(update.rank for _, update in parts)
+    rank = max(update.rank for _, update in parts) if rank is None else rank
+    if type(rank) is not int or rank < 1:
+        raise ValueError(f"a rank is a whole number above 0, not {rank!r}")
     A, B = side_by_side(parts, None)
     U, S, V = torch.linalg.svd(B.double() @ A.double(), full_matrices=False)  # (M, k), (k,), (k, N)
     return V[:rank].float(), (U * S)[:, :rank].float()

@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 
 from common.errors import InputError
 from common.files import read_json, write_json
-from model.adapters import base_in, load_adapter, save_adapter, write_tensors
+from model.adapters import load_adapter, save_adapter, write_tensors
 from model.lora import (
     HEAD, LoraLinear, adapter_names, begin_adapter, check_name, heads_of, linear_layers, remove_adapter, set_adapter,
     switch_of,
 )
+from model.peft_config import base_in
 
 CONFIG_FILE, WEIGHTS_FILE, ADAPTERS = "fusion.json", "fusion.safetensors", "adapters"
 FORMAT = 1

@@ -148,7 +148,7 @@ class LoraUpdate(nn.Module):
     def direction_scale(self, base):
         """DoRA's m / ‖W + s B A‖ over the inputs, (M, 1); the norm counts as a constant (section 4.3)."""
         with torch.no_grad():
-            norm = (dense_weight(base) + self.weight()).norm(dim=1)
+            norm = (dense_weight(base) + self.weight()).norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)  # rows of 0
         return (self.lora_magnitude_vector / norm)[:, None]
 
     def dense(self, base):
@@ -260,8 +260,8 @@ def check_name(model, name):
     """Refuse a name that cannot be given to a new adapter, and any while one is merged; InputError."""
     if name in adapter_names(model):
         raise InputError(f"there is an adapter called {name!r} already; rename one of the folders")
-    if not name or "." in name or name == "none" or hasattr(nn.ModuleDict, name) or not name.isprintable():
-        raise InputError(f"an adapter cannot be called {name!r}; rename its folder")
+    if not name or "." in name or name == "none" or hasattr(nn.ModuleDict(), name) or not name.isprintable():
+        raise InputError(f"an adapter cannot be called {name!r}; rename its folder, or say infer.py --adapter NAME=FOLDER")
     switch = switch_of(model)
     if switch is not None and switch.merged is not None:
         raise ValueError(f"adapter {switch.merged!r} is merged into the weights; unmerge it before adding others")

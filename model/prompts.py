@@ -15,8 +15,9 @@ import torch.nn as nn
 
 from common.errors import InputError
 from common.files import read_json, write_json
-from model.adapters import CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE, open_weights, write_tensors
+from model.adapters import FINGERPRINT, WEIGHTS_FILE, open_weights, write_tensors
 from model.attention import fused_attention
+from model.peft_config import CONFIG_FILE
 
 KIND = "PROMPT_TUNING"
 HEAD = "qa_outputs"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from common.errors import InputError
 from data.chat import choose_format
-from model.adapters import SHIPPED, adapter_name, is_adapter, read_adapter
+from model.adapters import SHIPPED, adapter_name, is_adapter
 from model.fusion import is_fusion
 from model.source import resolve_model
 from prompt.options import FOR_DECODERS, FOR_SPANS
-from answering.reader import Reader
+from answering.reader import Reader, described_base
 from answering.settings import SpeakerSettings
 from training.asking import prompt_settings
 from training.folder import RunFolder, newest_finished
@@ -28,18 +28,17 @@ def open_reader(options):
         if is_fusion(folder):
             raise InputError(f"{folder}: a fusion brings its adapters with it; open it with --model")
     if name is None and adapters:
-        described = read_adapter(adapters[0][1])
-        name = base_of(described)
-        revision = described.revision if name != "minilm" else None
+        described, folder = described_base(adapters[0][1])
+        name = described.base
     else:
-        name, revision = name if name is not None else str(newest_run()), options.revision
+        name = name if name is not None else str(newest_run())
+        folder = resolve_model(str(model_of_run(name)), revision=options.revision).folder
     quant = asked_quant(options)
     if quant == "stored" and adapters:  # the base is held as it was when the first adapter was trained
         found = {quant_of(folder) for _, folder in adapters}
         if len(found) > 1:
             raise InputError("--adapter: these were trained over bases held in different ways; choose one with --quant")
         quant = found.pop() or "stored"
-    folder = resolve_model(str(model_of_run(name)), revision=revision).folder
     stored = Reader.load(folder, device=options.device, precision=options.precision, quant=quant, frozen=True)
     if adapters:
         load_adapters(stored, adapters, name)
@@ -74,13 +73,6 @@ def open_named(name, options):
 def asked_quant(options):
     """--quant, as Reader.load takes it."""
     return {None: "stored", "none": None}.get(options.quant, options.quant)
-
-
-def base_of(described):
-    """The base that an adapter names; InputError when it names none."""
-    if described.base is None:
-        raise InputError(f"{described.folder}: this adapter does not name its base; name it with --model")
-    return described.base
 
 
 def load_adapters(reader, adapters, name):

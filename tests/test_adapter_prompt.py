@@ -98,9 +98,15 @@ def test_refusals(folders, tiny_folder, tmp_path):
         (("--model", folders[1], "--adapter", folders[0]), "is an adapter itself"),
         (("--adapter", tiny_folder), "not the folder of an adapter"),
         (("--adapter", tmp_path / "nothing"), "not the folder of an adapter"),
-        (("--adapter", nameless), "does not name its base"),
+        (("--adapter", nameless), "nameless: this adapter does not name its base: write it into base_model_name_or_path of its"),
+        (("--model", nameless), "or ask with infer.py --adapter .*nameless --model BASE"),
     ):
         with pytest.raises(InputError, match=sentence):
+            opened(*argv)
+    opened("--model", tiny_folder, "--adapter", nameless)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "/gone/base"}))
+    for argv in (("--adapter", nameless), ("--model", nameless)):
+        with pytest.raises(InputError, match="nameless: its base cannot be had .*/gone/base.*; if it lies elsewhere, write it"):
             opened(*argv)
     opened("--model", tiny_folder, "--adapter", nameless)
 

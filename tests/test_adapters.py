@@ -12,7 +12,7 @@ from safetensors.torch import save as to_safetensors
 from common.errors import InputError
 from data.examples import Example
 from model import adapters
-from model.adapters import load_adapter, read_adapter, save_adapter
+from model.adapters import PREFIX, load_adapter, read_adapter, save_adapter
 from model.combining import combine
 from model.lora import (
     ALL_LINEAR, LoraConfig, LoraLinear, adapter_names, add_lora, linear_layers, remove_adapter, set_adapter,
@@ -98,6 +98,48 @@ def test_ours_opens_what_peft_trained(tmp_path, kind):
     assert (logits(model) - plain).abs().max() > 0.1
 
 
+RULES = {  # what peft can say of layers, and LoraConfig cannot
+    "regex": dict(target_modules=r".*\.[01]\.attention\.self\.(query|value)"),
+    "layers": dict(target_modules=["query", "dense"], layers_to_transform=[0, 2]),
+    "one layer": dict(target_modules=["value"], layers_to_transform=1, layers_pattern="layer"),
+    "no such parent": dict(target_modules=["bert.encoder.layer.0.output.dense", "key"], layers_to_transform=[2], layers_pattern=["x", "layer"]),
+    "exclude": dict(target_modules=["query", "key", "dense"], exclude_modules=["attention.output.dense", "bert.encoder.layer.1.attention.self.key"]),
+    "exclude regex": dict(target_modules=["query", "key"], exclude_modules=r".*\.(0|2)\..*"),
+    "patterns": dict(
+        target_modules=["query", "value"], use_rslora=True, use_dora=True, rank_pattern={r"layer\.[01]\..*": 5, "value": 2},
+        alpha_pattern={"^bert.encoder.layer.1.attention.self.query": 3.5, r".*\.value": 40},
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_layers_by_rules_are_those_of_peft(tmp_path, rule):
+    import peft
+
+    torch.manual_seed(3)
+    config = peft.LoraConfig(task_type="QUESTION_ANS", r=3, lora_alpha=7, init_lora_weights=False, **RULES[rule])
+    theirs = peft.get_peft_model(reference_model(tiny()), config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    model, (ids, types, mask) = tiny().eval(), ragged_batch()
+    load_adapter(model, tmp_path / "theirs", "one")
+    with torch.no_grad():
+        found = theirs.base_model(input_ids=ids, token_type_ids=types, attention_mask=mask.long())
+    found = torch.stack([found.start_logits, found.end_logits])
+    assert (found - logits(model))[:, mask].abs().max() <= TOLERANCE * max(1, found.abs().max())
+    adapted_layers = {name for name, *_, module in linear_layers(model) if isinstance(module, LoraLinear)}
+    lora = [name for name, module in theirs.named_modules() if hasattr(module, "lora_A")]
+    assert adapted_layers == {name.removeprefix("base_model.model.") for name in lora} and adapted_layers
+    (tmp_path / "ours").mkdir()  # named one by one now, and peft opens that too
+    save_adapter(model, "one", tmp_path / "ours", base="minilm")
+    again = tiny().eval()
+    load_adapter(again, tmp_path / "ours", "one")
+    assert torch.equal(logits(again), logits(model))
+    theirs = peft.PeftModel.from_pretrained(reference_model(tiny()), tmp_path / "ours").eval()
+    with torch.no_grad():
+        reopened = theirs.base_model(input_ids=ids, token_type_ids=types, attention_mask=mask.long())
+    assert (reopened.start_logits - found[0])[mask].abs().max() <= TOLERANCE * max(1, found.abs().max())
+
+
 def test_another_base_is_refused_and_nothing_changes(tmp_path):
     _, folder = saved(tmp_path, fingerprint="a" * 64)
     model = adapted(KINDS["lora"], "first")
@@ -139,12 +181,13 @@ def test_damaged_tensors_are_refused_and_nothing_changes(tmp_path, sentence):
 
 
 CONFIGS = {
-    "peft_type": ["IA3", None], "bias": ["all"], "fan_in_fan_out": [True], "layers_to_transform": [[0]],
+    "peft_type": ["IA3", None], "bias": ["all"], "fan_in_fan_out": [True], "layers_to_transform": [["0"], True, {"a": 1}],
     "use_qalora": [True], "lora_bias": [True], "init_lora_weights": ["pissa", "olora", "lora_ga"],
     "modules_to_save": [["pooler"]], "target_parameters": [["x"]], "r": [0, "8", True, None, 1.5],
-    "lora_alpha": ["x", -1, 10**400], "lora_dropout": [1, -0.1], "target_modules": [[], None, ".*query"],
+    "lora_alpha": ["x", -1, 10**400], "lora_dropout": [1, -0.1], "target_modules": [[], None, "", "*query", "nothing.*", [5]],
     "base_model_name_or_path": [5], "revision": [["a"]],
-    "rank_pattern": [{"layer.[01].query": 3}, [1], {"query": 0}], "exclude_modules": [["value"]],
+    "rank_pattern": [{"layer.[01.query": 3}, [1], {"query": 0}], "exclude_modules": [5, "(", [None]], "layers_pattern": [[5], 5],
+    "use_rslora": ["no", 1], "use_dora": ["yes"],
 }
 
 
@@ -155,7 +198,7 @@ def test_keys_that_change_the_mathematics_are_refused_by_name(tmp_path, key, val
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     with pytest.raises(InputError, match=rf": {key}\b") as refusal:
         load_adapter(tiny(), folder, "one")
-    assert str(path) in str(refusal.value)
+    assert str(path if value != "nothing.*" else folder) in str(refusal.value)
 
 
 def test_a_rank_beyond_memory_is_held_against_the_file(tmp_path):
@@ -168,6 +211,63 @@ def test_a_rank_beyond_memory_is_held_against_the_file(tmp_path):
         with pytest.raises(InputError, match=rf"has shape \(3, 35\), and \({rank}, 35\) is wanted"):
             load_adapter(model, folder, "one")
         assert switch_of(model) is None
+
+
+def test_a_rank_beyond_memory_without_its_tensors_is_refused_before_memory_is_asked_for(tmp_path):
+    _, folder = saved(tmp_path)
+    break_tensors(folder, lambda t: [t.pop(key) for key in list(t) if "lora_A" in key])
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 999_999_999}))
+    with pytest.raises(InputError, match="lora_A.weight is missing"):
+        load_adapter(tiny(), folder, "one")
+
+
+def test_numbers_of_8_and_of_64_bits(tmp_path):
+    _, folder = saved(tmp_path)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.float64):
+        break_tensors(folder, lambda t: t.update({A: tensors[A].to(dtype)}))
+        model = tiny()
+        load_adapter(model, folder, "one")
+        (update,) = (m.updates["one"] for name, *_, m in linear_layers(model) if PREFIX + name + ".lora_A.weight" == A)
+        assert torch.equal(update.lora_A, tensors[A].to(dtype).float())
+    break_tensors(folder, lambda t: t.update({A: tensors[A].double() * 1e300}))
+    with pytest.raises(InputError, match="is not of finite"):
+        load_adapter(tiny(), folder, "one")
+
+
+@pytest.mark.parametrize("name", ["training", "_modules", "_parameters", "_forward_hooks", "train", "none", "a.b", ""])
+def test_names_that_modules_have_already_are_refused_and_nothing_changes(tmp_path, name):
+    _, folder = saved(tmp_path)
+    model = tiny()
+    before = [key for key, _ in model.named_parameters()]
+    with pytest.raises(InputError, match="an adapter cannot be called"):
+        load_adapter(model, folder, name)
+    assert [key for key, _ in model.named_parameters()] == before and not adapter_names(model)
+
+
+def test_a_target_that_the_model_lacks_is_told_of_its_file(tmp_path):
+    _, folder = saved(tmp_path)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": ["query", "nope"]}))
+    with pytest.raises(InputError, match=f"{folder}: no Linear layer is called 'nope'"):
+        load_adapter(tiny(), folder, "one")
+
+
+def test_a_row_of_zeros_under_dora_stays_one():
+    model = tiny().eval()
+    with torch.no_grad():
+        model.bert.encoder.layer[0].attention.self.query.weight[2] = 0
+    plain = logits(model)
+    add_lora(model, LoraConfig(3, 7.0, dora=True), "one")
+    assert (logits(model) - plain).abs().max() < 1e-5
+
+
+def test_an_svd_has_a_rank():
+    model = adapted(KINDS["lora"], "one")
+    for rank in (0, -1, 2.5, True):
+        with pytest.raises(ValueError, match="a rank is a whole number above 0"):
+            combine(model, "both", {"one": 1.0}, "svd", rank=rank)
 
 
 def test_unknown_keys_are_passed_over_and_said(tmp_path):

@@ -170,6 +170,14 @@ def test_folders_and_options_that_do_not_fit(adapted_place, tmp_path, capsys):
     assert said.count("name at least two with --adapter") == 2 and said.count("name it with --from") == 2
     again = [*arguments(folder, encoder, tmp_path / "out", tune="fusion"), "--adapter", *[str(folder / "wiki")] * 2]
     assert train.main(again) == 2 and "names must differ" in capsys.readouterr().err
+    packed = {"tune": "qlora", "max_steps": 1, "lora_rank": 3}
+    for name in ("packed", "packed_too"):
+        assert train.main(arguments(folder, encoder, tmp_path / name, **packed)) == 0
+    mixed = [*arguments(folder, encoder, tmp_path / "out", tune="fusion", max_steps=1), "--adapter"]
+    assert train.main([*mixed, str(folder / "wiki"), str(tmp_path / "packed")]) == 2
+    assert "trained over bases held in different ways, and a fusion stands on one" in capsys.readouterr().err
+    assert train.main([*mixed, str(tmp_path / "packed"), str(tmp_path / "packed_too")]) == 0
+    assert "note: the adapters were trained over nf4 weights and are fused over full ones" in capsys.readouterr().out
     assert train.main(flags(*adapted_place, tmp_path / "run", max_steps=1, eval_every=None)) == 0
     model = tmp_path / "run/model"
     path, config = model / "fusion.safetensors", model / "fusion.json"

@@ -1,6 +1,7 @@
 """merge.py: the ways to make one plain model of an adapter and its base, scored before anything is written."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -111,4 +112,13 @@ def test_refusals(runs, tmp_path, tiny_folder, capsys):
         captured = capsys.readouterr()
         assert sentence in captured.err and captured.err.count("\n") == 1 and not captured.out
         assert not (tmp_path / "o").exists()
+    config = tmp_path / "own/adapter_config.json"
+    shutil.copytree(runs / "lora/model", tmp_path / "own")
+    for base, sentence in (
+        (None, "own: this adapter does not name its base: write it into base_model_name_or_path"),
+        ("/gone", "own: its base cannot be had (/gone"), (str(tmp_path / "own"), "which is an adapter itself"),
+    ):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": base}))
+        assert run("--adapter", tmp_path / "own", "--out", tmp_path / "o") == 2
+        assert sentence in (said := capsys.readouterr().err) and said.count("\n") == 1
     assert torch.is_tensor(next(load(tiny_folder).model.parameters()))

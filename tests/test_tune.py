@@ -134,13 +134,33 @@ def test_options_of_other_ways_are_refused(place, tmp_path, capsys):
     assert targets == ["intermediate.dense", "query"]
 
 
-@pytest.mark.parametrize("pattern", ["query", "=3", "query=0", "query=x"])
+@pytest.mark.parametrize("pattern", ["query", "=3", "query=0", "query=x", "query=4097", "query=99999999999", "foo-bar=4", ".*query=16", "query.=3"])
 def test_rank_patterns_that_say_nothing(place, tmp_path, capsys, pattern):
     assert run(place, tmp_path / "out", tune="lora", lora_rank_pattern=pattern) == 2
     assert f"--lora-rank-pattern {pattern}: expected NAME=RANK" in capsys.readouterr().err
     assert run(place, tmp_path / "out", tune="lora", lora_targets="quary") == 2
     assert "no Linear layer is called 'quary'" in capsys.readouterr().err
     assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize("flags, sentence", [
+    ({"lora_rank_pattern": "layer.9.attention.self.query=16"}, "--lora-rank-pattern layer.9.attention.self.query: fits none of the layers"),
+    ({"lora_rank_pattern": "quer=4"}, "quer: fits none of the layers of --lora-targets query,value"),
+    ({"lora_rank_pattern": "key=16"}, "key: fits none"),
+    ({"lora_alpha": 1e10}, "--lora-alpha: expected a finite number, above 0 and at most 100000000"),
+    ({"tune": "prompt", "prompt_text": "  "}, "--prompt-text: holds no words to begin with"),
+])
+def test_what_would_be_lost_at_the_end_or_in_silence_is_refused_at_once(place, tmp_path, capsys, flags, sentence):
+    assert run(place, tmp_path / "out", **({"tune": "lora"} | flags)) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
+def test_a_name_has_one_rank(place, tmp_path, capsys):
+    argv = arguments(*place, tmp_path / "out", tune="lora")
+    assert train.main([*argv, "--lora-rank-pattern", "query=3", "query=5"]) == 2
+    assert "--lora-rank-pattern query=5: query has a rank already" in capsys.readouterr().err
 
 
 def test_a_rank_pattern_reaches_the_adapter(place, tmp_path):

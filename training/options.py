@@ -37,7 +37,8 @@ TRAIN_OPTIONS = (
     Option("quant", str, None, "Hold the frozen encoder in 4 bits, single without double quantisation.", MODEL,
            choices=QUANTS),
     Option("lora_rank", int, 8, "Rank of LoRA's updates.", LORA, minimum=1, maximum=4096),
-    Option("lora_alpha", float, 16.0, "LoRA's alpha; updates are scaled by alpha / rank.", LORA, above=0),
+    Option("lora_alpha", float, 16.0, "LoRA's alpha; updates are scaled by alpha / rank.", LORA, above=0,
+           maximum=1e8),
     Option("lora_dropout", float, 0.0, "Probability of dropping inputs of the updates.", LORA, minimum=0, maximum=0.9),
     Option("lora_targets", str, None, "Linear layers to adapt, by name or its last parts; all-linear; unset: query "
            "value of a BERT, q_proj k_proj v_proj o_proj of a LLaMA.", LORA, many=True, metavar="NAME"),

@@ -5,8 +5,9 @@ from pathlib import Path
 from common.errors import InputError
 from model.adapters import adapter_name, is_adapter
 from model.fusion import add_fusion, tune_fusion
-from model.lora import LoraConfig, target_layers
+from model.lora import LoraConfig, fits, spellings, target_layers
 from model.llama import LlamaConfig
+from model.peft_config import is_plain_name
 from model.prompts import has_prompt, tune_prompt
 from model.quant import FourBitLinear
 from model.tune import tune_bitfit, tune_full, tune_head, tune_lora
@@ -60,15 +61,28 @@ def tune(reader, options):
 def begin_lora(reader, options):
     """A new adapter, or the one that the model came with."""
     settings, continued = reader.settings, reader.adapter is not None
+    config = lora_config(options, reader.model.config)
     if continued:
         refuse_other_lora(reader.model, reader.model.lora_configs[reader.adapter], options)
-    tune_lora(reader.model, lora_config(options, reader.model.config))
+    else:
+        refuse_idle_ranks(reader.model, config)
+    tune_lora(reader.model, config)
     if not continued:
         reader.settings = settings
 
 
+def refuse_idle_ranks(model, config):
+    """InputError for a name of --lora-rank-pattern that is of no layer that learns."""
+    learning = [name for layer, *_ in target_layers(model, config.targets) for name in spellings(model, layer)]
+    for name in config.rank_pattern:
+        if not any(fits(name, layer) for layer in learning):
+            raise InputError(f"--lora-rank-pattern {name}: fits none of the layers of --lora-targets {','.join(config.targets)}")
+
+
 def begin_prompt(reader, options):
     """Virtual tokens before the text."""
+    if options.prompt_text is not None and not options.prompt_text.strip():
+        raise InputError("--prompt-text: holds no words to begin with; leave it out for a random beginning")
     words = reader.tokenizer.encode(options.prompt_text or "", add_special_tokens=False).ids
     tune_prompt(reader.model, options.prompt_tokens, words)
     reader.settings = reader.settings  # checked again: virtual tokens take positions
@@ -80,6 +94,11 @@ def begin_fusion(reader, options):
     if len(set(names)) < len(names) or "fusion" in names:
         listed = ", ".join(names)
         raise InputError(f"--adapter: {listed}: names must differ, and none be 'fusion'; rename the folders")
+    held = {quant_of(adapter_of_run(folder)) for folder in options.adapter}
+    if len(held) > 1:
+        raise InputError("--adapter: these were trained over bases held in different ways, and a fusion stands on one")
+    if held != {None}:
+        reader.notices.append(f"the adapters were trained over {held.pop()} weights and are fused over full ones")
     for name, folder in zip(names, options.adapter, strict=True):
         reader.load_adapter(adapter_of_run(folder), name, settings=reader.settings)
     reader.all_settings["fusion"] = reader.settings
@@ -118,8 +137,13 @@ def lora_config(options, config):
     ranks = {}
     for text in options.lora_rank_pattern or ():
         name, _, rank = text.partition("=")
-        if not name or not rank.isdecimal() or int(rank) < 1:
-            raise InputError(f"--lora-rank-pattern {text}: expected NAME=RANK, such as layer.5.attention.self.query=16")
+        if not is_plain_name(name) or not rank.isdecimal() or len(rank) > 4 or not 1 <= int(rank) <= 4096:
+            raise InputError(
+                f"--lora-rank-pattern {text}: expected NAME=RANK, such as layer.5.attention.self.query=16; a name or the last "
+                f"parts of one, and a rank from 1 to 4096"
+            )
+        if name in ranks:
+            raise InputError(f"--lora-rank-pattern {text}: {name} has a rank already")
         ranks[name] = int(rank)
     targets = tuple(sorted({part for name in options.lora_targets or usual for part in name.split(",")}))
     return LoraConfig(
