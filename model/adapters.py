@@ -1,4 +1,4 @@
-"""Adapters as files, in the format of the PEFT library, and adapters made of others.
+"""Adapters as files, in the format of the PEFT library; its description of them is read in peft_config.py.
 
 A folder holds `adapter_config.json` and `adapter_model.safetensors`. A tensor's name in it is
 `base_model.model.` + the layer + `.lora_A.weight`, `.lora_B.weight` or (DoRA) `.lora_magnitude_vector`; the head is
