@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from model.dropout import draw_kept
+from model.dropout import draw_dropped
 
 PIECE = 2**21  # numbers of the (T, T) matrices that are worked on at a time
 
@@ -49,7 +49,9 @@ class BatchedAttention(torch.autograd.Function):
 
         dv = Pᵀ G      dP = G vᵀ      dS = P ∘ (dP − Σⱼ dPⱼ Pⱼ)      dq = dS k / √K      dk = dSᵀ q / √K
 
-    Dropout multiplies P by M, 0 or 1 / (1 - p) for each number: then O = (P ∘ M) v, dv = (P ∘ M)ᵀ G, dP = (G vᵀ) ∘ M.
+    Dropout multiplies P by M, 0 or c = 1 / (1 - p) for each number: O = (P ∘ M) v, dv = (P ∘ M)ᵀ G, dP = (G vᵀ) ∘ M.
+    No probability is negative, so its sign is free to say that it was dropped: [0.5, -0.3, 0.2] has P = [0.5, 0.3, 0.2]
+    and P ∘ M = c · [0.5, 0, 0.2]. One tensor keeps both, and c goes to the K numbers of O and G instead of T.
     Scores and softmax are in fp32; P is kept in the dtype of q. All of it goes piece by piece, for the cache's sake and so
     that of the (T, T) matrices only P is ever there for all heads.
     """
@@ -62,36 +64,46 @@ class BatchedAttention(torch.autograd.Function):
         if mask is not None:  # adding is ten times as fast as masked_fill
             hidden = torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))
             hidden = hidden.expand(B, H, 1, T).reshape(B * H, 1, T)
-        probabilities = query.new_empty(B * H, T, T)
-        kept = draw_kept(probabilities, dropout) if dropout else None
+        signed = query.new_empty(B * H, T, T)
         mixed = torch.empty_like(value)
         for part in pieces(B * H, T):
             scores = torch.bmm(query[part].float() * K**-0.5, key[part].float().transpose(1, 2))  # (n, T, T)
             if hidden is not None:
                 scores += hidden[part]
-            probabilities[part] = scores.softmax(-1)
-            weights = probabilities[part] if kept is None else probabilities[part] * kept[part]
+            weights = signed[part].copy_(scores.softmax(-1))
+            if dropout:
+                dropped = draw_dropped(weights, dropout)
+                bits = weights.view(dropped.dtype)
+                bits |= dropped & torch.iinfo(dropped.dtype).min  # the sign alone
+                weights = weights.relu()
             torch.bmm(weights, value[part], out=mixed[part])
-        ctx.save_for_backward(query, key, value, probabilities, kept)
-        return mixed.view(B, H, T, K)
+        ctx.save_for_backward(query, key, value, signed)
+        ctx.dropout = dropout
+        return mixed.mul_(kept_scale(dropout)).view(B, H, T, K)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        query, key, value, probabilities, kept = ctx.saved_tensors
-        shape, scale = gradient.shape, query.shape[-1] ** -0.5
-        gradient = gradient.reshape(query.shape)  # (BH, T, K)
+        query, key, value, signed = ctx.saved_tensors
+        shape, scale, dropout = gradient.shape, query.shape[-1] ** -0.5, ctx.dropout
+        gradient = gradient.reshape(query.shape) * kept_scale(dropout)  # (BH, T, K)
         by_query, by_key, by_value = (torch.empty_like(x) for x in (query, key, value))
         for part in pieces(*query.shape[:2]):
-            weights = probabilities[part] if kept is None else probabilities[part] * kept[part]
+            probabilities = signed[part].abs() if dropout else signed[part]
+            weights = signed[part].relu() if dropout else signed[part]
             torch.bmm(weights.transpose(1, 2), gradient[part], out=by_value[part])
             by_weights = torch.bmm(gradient[part], value[part].transpose(1, 2))  # (n, T, T)
-            if kept is not None:
-                by_weights *= kept[part]
-            by_scores = torch._softmax_backward_data(by_weights, probabilities[part], -1, by_weights.dtype) * scale
+            if dropout:
+                by_weights = torch.ops.aten.threshold_backward(by_weights, weights, 0)  # 0 where it was dropped
+            by_scores = torch._softmax_backward_data(by_weights, probabilities, -1, by_weights.dtype).mul_(scale)
             torch.bmm(by_scores, key[part], out=by_query[part])
             torch.bmm(by_scores.transpose(1, 2), query[part], out=by_key[part])
         return by_query.view(shape), by_key.view(shape), by_value.view(shape), None, None
+
+
+def kept_scale(dropout):
+    """c above."""
+    return 1 / (1 - dropout) if dropout < 1 else 0.0
 
 
 def pieces(matrices, T):

@@ -33,8 +33,14 @@ def masks_of_torch(monkeypatch):
     import model.attention
     import model.dropout
 
-    for part in (model.attention, model.dropout):
-        monkeypatch.setattr(part, "draw_kept", lambda like, probability: dropout(torch.ones_like(like), probability))
+    def kept(like, probability):
+        return dropout(torch.ones_like(like), probability)
+
+    def dropped(like, probability):
+        return -kept(like, probability).eq(0).to(model.dropout.INTEGERS[like.element_size()])
+
+    monkeypatch.setattr(model.dropout, "draw_kept", kept)
+    monkeypatch.setattr(model.attention, "draw_dropped", dropped)
 
 
 @pytest.fixture(scope="module")
