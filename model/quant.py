@@ -20,6 +20,7 @@ from common.choices import QUANTS
 from common.errors import InputError
 
 BLOCK = 64
+ROWS = 512  # of an 8-bit product that are worked on at a time
 OUTPUTS = ("qa_outputs", "lm_head")  # the last layers, which keep their full precision
 
 
@@ -198,7 +199,9 @@ class Int8Linear(nn.Module):
 
     Weights are rounded row by row once, inputs token by token as they come: with s_w[m] = max |W[m]| / 127 and
     s_x[t] = max |x[t]| / 127, y[t, m] = s_x[t] · s_w[m] · Σ x̂[t, n] ŵ[m, n] + b[m], the sum in exact int32. By
-    torch._int_mm: torch.ao's dynamic quantisation, which did this before, is announced for deletion.
+    torch._int_mm: torch.ao's dynamic quantisation, which did this before, is announced for deletion. Row block by row
+    block, so that what stands around the product stays in the cache, and in fp32 alone: operations on two dtypes at once
+    take two to five times as long (docs/experiments.md).
     """
 
     def __init__(self, linear):
@@ -211,14 +214,16 @@ class Int8Linear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x):
-        rows = x.reshape(-1, self.in_features)  # (R, N)
-        scale = rows.abs().amax(1, keepdim=True).float().clamp(min=1e-30) / 127  # (R, 1)
-        rounded = (rows / scale).round().to(torch.int8)
-        y = torch._int_mm(rounded, self.weight.t()) * scale * self.scale  # (R, M)
-        if self.bias is not None:
-            y = y + self.bias
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        return y.to(dtype).view(*x.shape[:-1], self.out_features)
+        rows = x.reshape(-1, self.in_features)  # (R, N)
+        y = torch.empty(len(rows), self.out_features, dtype=dtype)  # (R, M)
+        for first in range(0, len(rows), ROWS):
+            part = rows[first : first + ROWS].float()
+            scale = part.abs().amax(1, keepdim=True).clamp_(min=1e-30) / 127  # (n, 1)
+            rounded = (part / scale).round_().to(torch.int8)
+            total = torch._int_mm(rounded, self.weight.t()).float().mul_(scale).mul_(self.scale)  # (n, M)
+            y[first : first + ROWS] = total if self.bias is None else total.add_(self.bias)
+        return y.view(*x.shape[:-1], self.out_features)
 
 
 LINEAR = (nn.Linear, FourBitLinear, Int8Linear)
