@@ -235,7 +235,8 @@ def load_weights(model, folder, keep_16_bits=False):
     if isinstance(model, LlamaForCausalLM):
         model.tie()
     if report.new and model.qa_outputs.weight.is_meta:
-        model.qa_outputs.to_empty(device="cpu")
+        for name, parameter in model.qa_outputs.named_parameters():  # to_empty would import sympy, half a second
+            setattr(model.qa_outputs, name, nn.Parameter(torch.empty(parameter.shape, device="cpu")))
         model.initialise(model.qa_outputs)
     return report
 

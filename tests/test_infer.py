@@ -247,12 +247,22 @@ def test_runs_are_found(tiny_folder, tmp_path, monkeypatch, capsys):
 
 
 def test_answering_leaves_the_compiler_alone(tiny_folder):
-    """torch._dynamo takes two seconds to import, and answering a question takes one."""
+    """torch._dynamo takes two seconds to import, sympy half a second, and answering a question takes one."""
     code = (
         "import sys, infer; code = infer.main(sys.argv[1:]); "
-        "late = [name for name in ('torch._dynamo', 'torch._inductor', 'bitsandbytes') if name in sys.modules]; "
+        "late = [name for name in ('torch._dynamo', 'torch._inductor', 'sympy', 'bitsandbytes') if name in sys.modules]; "
         "sys.exit(f'imported: {late}' if late else code)"
     )
     argv = ["--model", str(tiny_folder), "--question", "Who came?", "--context", "Ann came.", "--device", "cpu"]
     done = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_new_head_leaves_sympy_alone(tiny_encoder_folder):
+    """As under an adapter, which brings its own."""
+    code = (
+        "import sys; from answering.reader import Reader; reader = Reader.load(sys.argv[1], device='cpu'); "
+        "sys.exit('sympy' in sys.modules or not reader.report.head_is_new)"
+    )
+    argv = [sys.executable, "-c", code, str(tiny_encoder_folder)]
+    assert subprocess.run(argv, cwd=ROOT, capture_output=True).returncode == 0
