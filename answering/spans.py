@@ -18,7 +18,6 @@ from model.lora import switch_of
 from model.precision import autocast
 
 TOKENS_PER_BATCH = 6144
-MOST_PADDING = 64  # tokens of a batch; one more pass costs about as much
 
 
 def decoder_layout(tokenizer, tokenizer_config):
@@ -116,7 +115,7 @@ class SpanReading:
         if len(windows) == 0:
             return []
         ordered = np.argsort(windows.length, kind="stable")
-        runs = split_by_tokens(windows.length, ordered, tokens_per_batch or TOKENS_PER_BATCH, MOST_PADDING)
+        runs = split_by_tokens(windows.length, ordered, tokens_per_batch or TOKENS_PER_BATCH)
         return [runs[k] for k in np.random.default_rng(0).permutation(len(runs))]
 
     @torch.inference_mode()

@@ -24,22 +24,19 @@ def epoch_batches(lengths, batch_size, seed, epoch):
     return [batches[k] for k in random.permutation(len(batches))]
 
 
-def split_by_tokens(lengths, windows, max_tokens, most_padding=None):
+def split_by_tokens(lengths, windows, max_tokens):
     """Cut a batch into runs whose padded size, count times longest, stays within `max_tokens`.
 
     lengths: (W,) of all windows; windows: indices of this batch. Longest first, so the largest run comes
     first and a batch that does not fit in memory says so at once. A window longer than `max_tokens` goes
-    alone. most_padding: tokens of padding that a run may have; with 10, lengths 50, 44, 39, 38 make runs of two.
+    alone.
     """
     ordered = windows[np.argsort(-lengths[windows], kind="stable")]
     runs, first = [], 0
     while first < len(ordered):
-        run = ordered[first : first + max(1, max_tokens // int(lengths[ordered[first]]))]
-        if most_padding is not None:
-            padding = np.cumsum(lengths[run[0]] - lengths[run])
-            run = run[: np.searchsorted(padding, most_padding, side="right")]
-        runs.append(run)
-        first += len(run)
+        count = max(1, max_tokens // int(lengths[ordered[first]]))
+        runs.append(ordered[first : first + count])
+        first += count
     return runs
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from model.dropout import draw_dropped
+from model.dropout import draw_dropped, kept_scale
 
 PIECE = 2**21  # numbers of the (T, T) matrices that are worked on at a time
 
@@ -79,14 +79,14 @@ class BatchedAttention(torch.autograd.Function):
             torch.bmm(weights, value[part], out=mixed[part])
         ctx.save_for_backward(query, key, value, signed)
         ctx.dropout = dropout
-        return mixed.mul_(kept_scale(dropout)).view(B, H, T, K)
+        return mixed.mul_(kept_scale(signed, dropout)).view(B, H, T, K)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         query, key, value, signed = ctx.saved_tensors
         shape, scale, dropout = gradient.shape, query.shape[-1] ** -0.5, ctx.dropout
-        gradient = gradient.reshape(query.shape) * kept_scale(dropout)  # (BH, T, K)
+        gradient = gradient.reshape(query.shape) * kept_scale(signed, dropout)  # (BH, T, K)
         by_query, by_key, by_value = (torch.empty_like(x) for x in (query, key, value))
         for part in pieces(*query.shape[:2]):
             probabilities = signed[part].abs() if dropout else signed[part]
@@ -99,11 +99,6 @@ class BatchedAttention(torch.autograd.Function):
             torch.bmm(by_scores, key[part], out=by_query[part])
             torch.bmm(by_scores.transpose(1, 2), query[part], out=by_key[part])
         return by_query.view(shape), by_key.view(shape), by_value.view(shape), None, None
-
-
-def kept_scale(dropout):
-    """c above."""
-    return 1 / (1 - dropout) if dropout < 1 else 0.0
 
 
 def pieces(matrices, T):

@@ -19,6 +19,12 @@ def share_dropped(like, probability):
     return round(probability * values), values
 
 
+def kept_scale(like, probability):
+    """What a number is multiplied by that was not dropped: 1 / (1 - the true share of those that are)."""
+    dropped, values = share_dropped(like, probability)
+    return values / (values - dropped) if dropped < values else 0.0
+
+
 def draw_dropped(like, probability):
     """Integers as wide as the numbers of `like`, in its shape: below 0 with `probability`.
 
@@ -35,11 +41,9 @@ def draw_dropped(like, probability):
 
 
 def draw_kept(like, probability):
-    """A tensor of the shape and dtype of `like`: 0 with `probability`, else 1 / (1 - the true share of it)."""
-    dropped, values = share_dropped(like, probability)
-    scale = values / (values - dropped) if dropped < values else 0.0
+    """A tensor of the shape and dtype of `like`: 0 with `probability`, else `kept_scale`."""
     draws = draw_dropped(like, probability)
-    bits = torch.tensor(scale, dtype=like.dtype).view(draws.dtype).item()
+    bits = torch.tensor(kept_scale(like, probability), dtype=like.dtype).view(draws.dtype).item()
     # shifted, the sign fills a dropped number's integer with ones and a kept one's with zeros
     return draws.bitwise_right_shift_(8 * like.element_size() - 1).bitwise_not_().bitwise_and_(bits).view(like.dtype)
 

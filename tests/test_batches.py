@@ -106,18 +106,6 @@ def test_runs_of_a_known_batch():
     assert split_by_tokens(lengths, np.array([], np.int64), 100) == []
 
 
-def test_runs_of_little_padding():
-    lengths = np.array([38, 50, 44, 39])
-    assert [run.tolist() for run in split_by_tokens(lengths, np.arange(4), 1000, 10)] == [[1, 2], [3, 0]]
-    assert [run.tolist() for run in split_by_tokens(lengths, np.arange(4), 1000, 5)] == [[1], [2, 3], [0]]
-    assert [run.tolist() for run in split_by_tokens(lengths, np.arange(4), 1000, 29)] == [[1, 2, 3, 0]]
-    many = squad_like_lengths(430)
-    runs = split_by_tokens(many, np.arange(430), 6144, 64)
-    assert sorted(np.concatenate(runs).tolist()) == list(range(430))
-    assert padding(many, runs) < 0.03 < 0.05 < padding(many, split_by_tokens(many, np.arange(430), 6144))
-    assert len(runs) < 60  # not as many as windows
-
-
 def test_tensors_and_the_mask_that_is_not_needed():
     mask = np.array([[True, True], [True, False]])
     batch = {"input_ids": np.array([[5, 6], [7, 0]]), "attention_mask": mask}

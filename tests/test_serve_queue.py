@@ -63,7 +63,7 @@ def test_what_waits_together_shares_a_pass(gated, tiny):
     reader, queue = gated
     queue.submit([first := asked(1)])
     begun(reader)
-    others = [asked(n) for n in (1, 1, 1)]
+    others = [asked(n) for n in (1, 2, 1)]
     for one in others:
         queue.submit([one])
     reader.gate.set()
