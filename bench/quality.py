@@ -1,0 +1,144 @@
+"""Seconds to a score, from start to end, beside transformers: python -m bench.quality --train FILE… --dev FILE --out DIR
+
+Both sides are whole processes: they start, read and tokenise, learn one epoch of the first --windows windows, answer the development set and
+score it. Both begin from the same weights, head included. The peer is bench/run_qa.py; ours is train.py twice: with the peer's settings (rate, batch
+size, dropout), before the peer's run, and with its own defaults, after it, so that a machine whose pace changes shows.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from common.errors import InputError
+from common.files import check_target, read_json, write_json
+
+ROOT = Path(__file__).parents[1]
+THEIRS = ["--batch-size", "12", "--lr", "3e-5", "--warmup", "0", "--weight-decay", "0", "--references", "first"]
+PEER = "transformers, run_qa.py's settings"
+
+
+def parse(argv):
+    """The command line; needs no torch."""
+    parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__.split("\n")[0])
+    parser.add_argument("--train", nargs="+", required=True, metavar="FILE", help="questions to learn from, SQuAD-like")
+    parser.add_argument("--dev", required=True, metavar="FILE", help="questions to score on, as SQuAD v1.1 has them")
+    parser.add_argument("--windows", type=int, default=8000, metavar="N", help="learned from, the first ones (default 8000)")
+    parser.add_argument("--window-length", type=int, default=384, metavar="N", help="tokens (default 384)")
+    parser.add_argument("--model", metavar="FOLDER", help="a BERT's folder instead of MiniLM")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="of the runs; new")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
+    return parser.parse_args(argv)
+
+
+def write_first_windows(options, start, path):
+    """Write the first questions that make --windows windows, as a SQuAD file; returns how many windows they make."""
+    from data.readers import read_dataset
+    from data.tokenizer import load_tokenizer
+    from data.windows import WindowSet, WindowSettings
+
+    examples = read_dataset(options.train).examples
+    settings = WindowSettings(options.window_length, overlap=min(128, options.window_length // 3))
+    windows = WindowSet(examples, load_tokenizer(start), settings, with_labels=True, references="first")
+    last = int(windows.example[: options.windows][-1])
+    paragraphs = [
+        {"context": one.context, "qas": [{
+            "id": one.id, "question": one.question,
+            "answers": [{"text": answer.text, "answer_start": answer.start} for answer in one.answers],
+        }]}
+        for one in examples[: last + 1]
+    ]
+    write_json(path, {"version": "1.1", "data": [{"title": "", "paragraphs": paragraphs}]})
+    return int((windows.example <= last).sum())
+
+
+def timed(argv):
+    """Seconds that a program took as a whole; SystemExit when it fails."""
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, *map(str, argv)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise SystemExit(f"bench.quality: {' '.join(map(str, argv))} ended with exit code {done.returncode}")
+    return time.perf_counter() - began
+
+
+def our_side(options, start, train, out, flags):
+    """(seconds, {id: answer}) of train.py."""
+    overlap = min(128, options.window_length // 3)
+    seconds = timed([
+        "train.py", "--train", train, "--dev", options.dev, "--model", start, "--epochs", 1, "--seed", options.seed,
+        "--window-length", options.window_length, "--window-overlap", overlap, "--device", "cpu", "--out", out, *flags,
+    ])
+    return seconds, read_json(out / "predictions.json")
+
+
+def peer_side(options, start, train, out):
+    """(seconds, {id: answer}) of the peer."""
+    seconds = timed(["-m", "bench.run_qa", start, train, options.dev, out, options.seed, options.window_length])
+    return seconds, read_json(out)
+
+
+def score(path, predictions):
+    """(exact match, F1) by the official arithmetic, the same for all sides."""
+    from data.readers import read_dataset
+    from metrics import evaluate_v1
+
+    examples = read_dataset([path], misaligned="keep").examples
+    references = [(one.id, [answer.text for answer in one.answers]) for one in examples]
+    scores = evaluate_v1(references, predictions)
+    return scores["exact_match"], scores["f1"]
+
+
+def compare(options):
+    """The rows of all sides, in the order they ran: {side: {seconds, exact_match, f1}}, and the number of windows."""
+    from bench.train import write_start
+
+    options.out.mkdir(parents=True)
+    start, train = options.out / "start", options.out / "train.json"
+    start.mkdir()
+    options.shape = "minilm"
+    write_start(options, start)
+    windows = write_first_windows(options, start, train)
+    sides = {
+        "ours, the peer's settings": lambda: our_side(options, start, train, options.out / "ours", THEIRS),
+        PEER: lambda: peer_side(options, start, train, options.out / "peer.json"),
+        "ours, train.py's defaults": lambda: our_side(options, start, train, options.out / "defaults", []),
+    }
+    rows = {}
+    for name, side in sides.items():
+        seconds, predictions = side()
+        exact, f1 = score(options.dev, predictions)
+        rows[name] = {"seconds": seconds, "exact_match": exact, "f1": f1}
+        print(f"{name}: {seconds:,.0f} s, exact match {exact:.2f}, F1 {f1:.2f}", file=sys.stderr, flush=True)
+    return rows, windows
+
+
+def main(argv=None):
+    """Compare, print the table, write --json; returns the exit code."""
+    from bench.report import require
+
+    options = parse(argv)
+    try:
+        require("transformers")
+        if options.windows < 1:
+            raise InputError(f"--windows {options.windows}: expected a number of at least 1")
+        if options.out.exists():
+            raise InputError(f"{options.out}: is there already; choose another --out")
+        if options.json:
+            check_target(options.json)
+        rows, windows = compare(options)
+    except InputError as error:
+        print(f"bench.quality: {error}", file=sys.stderr)
+        return 2
+    peer = rows[PEER]["seconds"]
+    print(f"{windows:,} windows, one epoch\n| side | seconds | of the peer's | EM | F1 |\n|---|---|---|---|---|")
+    for name, row in rows.items():
+        print(f"| {name} | {row['seconds']:,.0f} | {row['seconds'] / peer:.3f} | {row['exact_match']:.2f} | {row['f1']:.2f} |")
+    if options.json:
+        write_json(options.json, {"windows": windows, "sides": rows})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
