@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from common.choices import QUANTS
 from common.errors import InputError
+from model import few_rows
 
 BLOCK = 64
 ROWS = 512  # of an 8-bit product that are worked on at a time
@@ -79,15 +80,16 @@ class FourBitLinear(nn.Module):
 
     Around that layer, to keep its habits out: it would take fp4 unless told, latch the dtype of its first input as
     the one to compute in, cast the bias in place, and on CPUs with AVX512-BF16 repack the weight in place at the
-    first evaluation, which rounds absmax to bf16: a reader would change by being used. On a CPU it reads back wrong
-    numbers where a row ends within a block (see `dequantised`); `FourBitProduct` multiplies there.
+    first evaluation, which rounds absmax to bf16: a reader would change by being used (`FewRows` repacks a copy, where
+    that saves time). On a CPU it reads back wrong numbers where a row ends within a block (see `dequantised`);
+    `FourBitProduct` multiplies there.
     """
 
     def __init__(self, in_features, out_features, bias, four_bit):
         """bias: the Parameter or None. The weight comes with `fill`, so that it need never be there in full."""
         super().__init__()
         self.in_features, self.out_features, self.four_bit = in_features, out_features, four_bit
-        self.quantised = None
+        self.quantised = self.for_few_rows = None
         self.bias = bias
 
     def empty_layer(self):
@@ -107,7 +109,7 @@ class FourBitLinear(nn.Module):
             weight.detach(), requires_grad=False, compress_statistics=self.four_bit.double,
             quant_type=self.four_bit.kind, blocksize=BLOCK, module=layer,
         ).to(weight.device)
-        self.quantised = layer
+        self.quantised, self.for_few_rows = layer, None
 
     def packed_tensors(self):
         """Suffix of the weight's name in a file -> tensor, as bitsandbytes and transformers store it."""
@@ -151,7 +153,7 @@ class FourBitLinear(nn.Module):
             raise ValueError(f"not a weight in 4 bits ({type(error).__name__}: {error})") from None
         if not fits:
             raise ValueError(f"not a weight of {self.out_features} x {self.in_features} in {self.four_bit.name}")
-        self.quantised = layer
+        self.quantised, self.for_few_rows = layer, None
 
     @property
     def weight(self):
@@ -175,8 +177,13 @@ class FourBitLinear(nn.Module):
 
     def forward(self, x):
         x = x.to(self.four_bit.compute_dtype)
-        cut = x.device.type == "cpu" and self.in_features % BLOCK
-        y = FourBitProduct.apply(x, self) if cut else self.quantised(x)
+        if few_rows.fits(self, x):
+            self.for_few_rows = self.for_few_rows or few_rows.FewRows(self.weight.data, self.weight.quant_state)
+            y = self.for_few_rows(x)
+        elif x.device.type == "cpu" and self.in_features % BLOCK:
+            y = FourBitProduct.apply(x, self)
+        else:
+            y = self.quantised(x)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
