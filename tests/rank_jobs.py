@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.errors import InputError
 from data.batches import epoch_batches
 from data.windows import WindowSet, WindowSettings
 from model.lora import LoraConfig
@@ -100,3 +101,31 @@ def sum_once(argv):
         Path(f"{argv[1]}.{ranks.rank}").write_text(str(written() - before))
         assert numbers.eq(ranks.size).all()
     return 0
+
+
+def refuse_while_whole(argv):
+    """What a full disk does to a checkpoint of a sharded model: it must not be lost on the way out of `whole`."""
+    (folder,) = argv
+    torch.set_num_threads(1)
+    with joined(os.environ, "cpu", True) as ranks:
+        reader = Reader.load(folder, device="cpu", precision="fp32")
+        tune_full(reader.model)
+        ranks.learner(reader.model)
+        optimizer = make_optimizer(reader.model, 0.01)
+
+        def refuse():
+            raise InputError("the disk is full")
+
+        try:
+            with ranks.whole(reader.model, optimizer):
+                ranks.once(refuse)
+        except InputError:
+            return 2
+    return 0
+
+
+def predict_each(argv):
+    """infer.py on every rank, with {rank} in its arguments filled in."""
+    import infer
+
+    return infer.main([one.replace("{rank}", os.environ["RANK"]) for one in argv])

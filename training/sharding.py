@@ -108,10 +108,9 @@ def whole(model, optimizer=None, *, everywhere, write_back=False):
                 if write_back:
                     parameter.copy_(as_split(module._parameters[name].detach(), parameter))
                 module._parameters[name] = parameter
-        if not write_back:
+        if not write_back:  # and no `return` here: it would swallow what was raised
             moments_of(optimizer).update(kept)
-            return
-        for parameter, state in moments_of(optimizer).items():  # loading made new ones
+        for parameter, state in moments_of(optimizer).items() if write_back else ():  # loading made new ones
             for name, value in state.items():
                 if isinstance(parameter, DTensor) and value.shape == parameter.shape:
                     state[name] = as_split(value, parameter)
