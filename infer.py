@@ -230,6 +230,7 @@ def predict_with(options, ranks):
         add_latency, answer_all, check_out, choose_null, without_span, write_predictions,
     )
     from training.evaluate import score_lines
+    from training.together import require_same_work
 
     ranks.once(check_out, options.out, options.overwrite)
     dataset = read_dataset(options.predict, misaligned="skip" if options.skip_misaligned else "stop")
@@ -237,6 +238,7 @@ def predict_with(options, ranks):
     for notice in dataset.notices:
         note(f"note: {notice}")
     reader = load(options)
+    require_same_work(ranks, options.predict, reader)
     policy = choose_null(dataset, reader.settings, options.null_threshold)
     if policy.note:
         note(f"note: {policy.note}")

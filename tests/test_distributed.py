@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from data.examples import Example
 from tests.tiny_model import make_folder
 from tests.tiny_run import Nursery, arguments, read_log, write_squad
 from training.distributed import Ranks
@@ -105,6 +106,9 @@ def test_ranks_share_questions_in_order_by_length():
             read = [sum(len(q.context) for q in share) for share in shares]
             assert max(read) - min(read) < 2 * max(len(q.context) for q in questions)
     assert Ranks(1, 3).share([]) == []
+    talks = [Example(str(k), "Who?" * k, None, None, "") for k in range(9)]  # questions without a text
+    shares = [Ranks(rank, 3).share(talks) for rank in range(3)]
+    assert [question for share in shares for question in share] == talks and all(shares)
 
 
 def test_other_files_on_a_rank_are_refused(nursery, tmp_path):
@@ -210,6 +214,56 @@ def test_a_file_of_questions_is_split_and_written_once(nursery, case, tiny_folde
         np.testing.assert_allclose([b["start_logit"] for b in best], [b["start_logit"] for b in three[name]], atol=1e-4)
     metrics = [json.loads((folder / f"said{ranks}" / "metrics.json").read_text()) for ranks in (1, 3)]
     assert metrics[0]["windows"] == metrics[1]["windows"] and metrics[0]["f1"] == pytest.approx(metrics[1]["f1"])
+
+
+@pytest.mark.parametrize("what", ["questions", "model"])
+def test_ranks_that_would_answer_other_things_are_refused(nursery, case, tiny_folder, what):
+    """Two machines: the same paths, other files there."""
+    folder, _ = case
+    for rank in (0, 1):
+        write_squad(folder / f"many{rank}.json", range(7 + rank))
+        make_folder(folder / f"model{rank}", seed=rank)
+    data, model = ("many{rank}.json", "model0") if what == "questions" else ("many0.json", "model{rank}")
+    argv = ["--model", folder / model, "--predict", folder / data, "--out", folder / "never", "--device", "cpu"]
+    assert nursery.run(argv, ranks=2, call="tests.rank_jobs:predict_each") == [2, 2]
+    assert f"rank 1 has other {what} than rank 0" in nursery.errors(2)[0]
+    assert not (folder / "never").exists()
+
+
+def test_a_refusal_while_a_sharded_model_is_whole_is_not_lost(nursery, mild_folder):
+    codes = nursery.run([mild_folder], ranks=2, call="tests.rank_jobs:refuse_while_whole")
+    assert codes == [2, 2], nursery.errors(2)
+
+
+def test_a_sharded_run_goes_on_sharded(tmp_path):
+    """With --resume under torchrun, unless told otherwise; one process alone takes the whole model."""
+    from common.options import parse
+    from training.folder import RunFolder
+    from training.options import TRAIN_OPTIONS
+    from training.run import splits_the_model
+
+    run = RunFolder(tmp_path)
+    options = lambda *argv: parse("train.py", "", TRAIN_OPTIONS, ["--out", str(tmp_path), *argv])  # noqa: E731
+    assert not splits_the_model(options("--resume"), run, True)  # there is no run yet
+    run.config.write_text(json.dumps({"format": 1, "options": {"shard": True}}))
+    assert splits_the_model(options("--resume"), run, True)
+    assert not splits_the_model(options("--resume"), run, False)
+    assert not splits_the_model(options("--resume", "--no-shard"), run, True)
+    assert splits_the_model(options("--shard"), run, True) and not splits_the_model(options(), run, True)
+
+
+def test_a_checkpoint_of_more_gpus_than_there_are_here(monkeypatch):
+    import torch
+
+    from training.state import random_states, restore_random_states
+
+    states, put = random_states(), []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: put.append((state, device)))
+    restore_random_states(states | {"cuda": ["first", "second", "third"]})
+    assert put == [("first", 0), ("second", 1)]
+    restore_random_states(states | {"cuda": ["first"]})
+    assert put[2:] == [("first", 0)]
 
 
 def test_bytes_on_the_wire(tiny_folder):

@@ -72,7 +72,7 @@ class Ranks:
         """This rank's run of `examples`; all ranks have about the same number of characters to read."""
         if self.size == 1 or not examples:
             return examples
-        read = np.cumsum([len(example.context) + len(example.question) + 1 for example in examples])
+        read = np.cumsum([len(example.context or "") + len(example.question) + 1 for example in examples])
         edges = np.searchsorted(read, read[-1] * np.arange(1, self.size) / self.size)
         edges = [0, *edges.tolist(), len(examples)]
         return examples[edges[self.rank] : edges[self.rank + 1]]

@@ -121,6 +121,13 @@ def recorded_options(options, run):
     return options.replace(str(run.config), **{n: v for n, v in recorded.items() if n not in kept})
 
 
+def splits_the_model(options, run, ranks_wanted):
+    """Whether the run is to be sharded: what --shard says or, when several processes go on with it, what it was before."""
+    if options.resume and ranks_wanted and not options.given("shard") and run.config.is_file():
+        return bool(run.read_config()["options"].get("shard"))
+    return options.shard
+
+
 def refuse_guessing(options):
     """Refuse --resume of a run that is not there when nothing says what to start instead: a slip in --out, surely."""
     if options.given("out") and not options.given("dataset") and not options.given("train"):

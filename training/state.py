@@ -61,8 +61,8 @@ def restore_random_states(states):
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
+    for number, state in enumerate(states["cuda"][: torch.cuda.device_count()]):  # the checkpoint's machine may have had more
+        torch.cuda.set_rng_state(state, number)
 
 
 def learning(model):

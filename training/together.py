@@ -6,8 +6,24 @@ import torch.distributed as dist
 
 from common.spill import Spill
 from training.progress import Stopped
+from training.run import file_hash
 
 CHUNK = 256  # predictions in one message
+
+
+def require_same_work(ranks, paths, reader):
+    """InputError when a rank reads other files of questions than the first one, or would answer with another model.
+
+    The smallest and the largest number of every tensor stand for the weights: they are the same on any machine, and no
+    two trained models have them in common.
+    """
+    if ranks.size == 1:
+        return
+    ranks.require_same("questions", [file_hash(path) for path in paths])
+    extremes = [
+        tuple(map(float, one.detach().float().aminmax())) for one in reader.model.parameters() if one.numel()
+    ]
+    ranks.require_same("model", (reader.report.fingerprint, reader.settings, extremes))
 
 
 def predict_together(ranks, reader, examples, *, progress=None, **settings):
