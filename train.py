@@ -65,17 +65,29 @@ def print_prompt(options):
 def plan(options):
     """Say what the run would cost on this machine, and whether it fits, after trying a few of its steps; the exit code."""
     from training.distributed import Ranks
+    from training.folder import RunFolder
     from training.plan import foresee
-    from training.run import settle_options
+    from training.run import recorded_options, refuse_guessing, settle_options
     from training.setup import prepare
+    from training.step import NonFinite
 
-    if "RANK" in os.environ:
-        raise InputError("--plan: tries one process; call it without torchrun")
+    if "RANK" in os.environ or options.shard:
+        raise InputError("--plan: tries one process; call it without torchrun and --shard")
     options, began = settle_options(options), time.perf_counter()
+    if options.resume:
+        run = RunFolder(options.out)
+        if run.config.is_file():
+            options = recorded_options(options, run)
+        else:
+            refuse_guessing(options)
     prepared = prepare(options, Ranks(), tqdm_bytes, tqdm_texts)
     seconds = time.perf_counter() - began
-    with tqdm_texts(None, "trying out", " steps") as bar:
-        foreseen = foresee(options, prepared, bar)
+    try:
+        with tqdm_texts(None, "trying out", " steps") as bar:
+            foreseen = foresee(options, prepared, bar)
+    except NonFinite as error:
+        print(f"train.py: trying it out: {error}; choose --precision fp32 or other weights", file=sys.stderr)
+        return 1
     print(foreseen.text(seconds))
     return 0
 
@@ -84,11 +96,12 @@ def train(options):
     """Enter the run's folder, alone, and train there; returns the exit code."""
     from training.distributed import joined
     from training.folder import RunFolder, enter_folder  # heavy, so after the options: --help is quick
-    from training.run import recorded_options, refuse_guessing, settle_options
+    from training.run import recorded_options, refuse_guessing, settle_options, splits_the_model
 
     options = settle_options(options)
     run = RunFolder(options.out)
-    with joined(os.environ, options.device, options.shard) as ranks, ExitStack() as held:
+    shard = splits_the_model(options, run, "RANK" in os.environ)
+    with joined(os.environ, options.device, shard) as ranks, ExitStack() as held:
         ranks.once(lambda: held.enter_context(enter_folder(run, options.resume)))
         if options.resume and run.config.is_file():
             options = recorded_options(options, run)
@@ -160,8 +173,8 @@ def train_in(run, options, ranks):
             )
         return 1
     if signal_number is not None:
-        folder = shlex.quote(str(run.root))
-        print(f"stopped after step {state.step}; continue with: python train.py --resume --out {folder}")
+        program = "python train.py" if ranks.size == 1 else f"torchrun --nproc-per-node {ranks.size} train.py"
+        print(f"stopped after step {state.step}; continue with: {program} --resume --out {shlex.quote(str(run.root))}")
         return 128 + signal_number
     with ranks.whole(reader.model):
         ranks.once(finish, run, state, reader, dev_set)

@@ -6,6 +6,7 @@ import torch
 
 import train
 import training.plan as plan
+import training.step
 from data.batches import epoch_batches
 from tests.tiny_run import arguments
 
@@ -82,7 +83,7 @@ def test_what_would_not_fit_is_said_and_not_tried(prepared, monkeypatch):
     options, ready = prepared
     options = options.replace("default", batch_size=10, tokens_per_micro_batch=6144)
     longest = int(ready.windows.length.max())
-    growth = iter([0, 100e6 + 1e6 * longest, 0, 100e6 + 4e6 * longest])
+    growth = iter([0, 0, 100e6 + 1e6 * longest, 0, 100e6 + 4e6 * longest])
     monkeypatch.setattr(plan, "held", lambda device: next(growth))
     monkeypatch.setattr(plan, "free_memory", lambda device: 400_000_000)
     bar = Bar()
@@ -94,6 +95,39 @@ def test_what_would_not_fit_is_said_and_not_tried(prepared, monkeypatch):
     assert f"largest micro-batch: about 280 tokens in windows of {longest}" in text
     tight = plan.Plan(5, 9, None, (0, 0.0), (0, 0.0), 5e8, 400_000_000, 3, longest, tried=False)
     assert f"none; not one window of {longest} tokens fits" in tight.text(1.0)
+
+
+@pytest.mark.parametrize("moments, numbers", [("adamw", 12), ("adamw8bit", 6)])
+def test_a_model_whose_moments_would_not_fit_is_not_tried_at_all(prepared, monkeypatch, moments, numbers):
+    options, ready = prepared
+    learned = sum(parameter.numel() for parameter in ready.reader.model.parameters())
+    monkeypatch.setattr(plan, "held", lambda device: 1000)
+    monkeypatch.setattr(plan, "free_memory", lambda device: 1000 + numbers * learned - 1)
+    bar = Bar()
+    found = plan.foresee(options.replace("default", optimizer=moments), ready, bar)
+    assert bar.count == 0 and not found.tried and not found.fits and found.largest == 0
+    assert found.peak_bytes == 1000 + numbers * learned
+    assert "DOES NOT FIT" in found.text(1.0) and "none; not one window" in found.text(1.0)
+
+
+def test_a_gpu_that_is_full_during_the_trial_is_said_and_no_error(prepared, monkeypatch):
+    options, ready = prepared
+
+    def full(*arguments, **settings):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(plan, "train_step", full)
+    found = plan.foresee(options, ready, Bar())
+    assert not found.tried and not found.fits and "DOES NOT FIT" in found.text(1.0)
+
+
+def test_room_in_a_container(tmp_path):
+    assert plan.container_room(tmp_path) is None
+    for name, text in (("max", "max\n"), ("current", "700\n"), ("stat", "anon 500\nfile 150\nfile_mapped 9\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert plan.container_room(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert plan.container_room(tmp_path) == 1000 - (700 - 150)
 
 
 def test_seconds_as_they_are_said():
@@ -108,9 +142,32 @@ def test_padded_tokens_of_a_worked_example():
 
 
 def test_under_torchrun_it_is_refused(place, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    assert train.main([*map(str, arguments(*place, tmp_path / "out")), "--plan"]) == 2
+    argv = [*map(str, arguments(*place, tmp_path / "out")), "--plan"]
+    assert train.main([*argv, "--shard"]) == 2
     assert "--plan: tries one process" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "0")
+    assert train.main(argv) == 2
+    assert "--plan: tries one process" in capsys.readouterr().err
+
+
+def test_the_rest_of_a_run_is_planned_by_its_own_options(place, tmp_path, capsys):
+    """With --resume and --out alone the data are the run's, and not the sample corpus."""
+    out = tmp_path / "out"
+    assert train.main(["--resume", "--out", str(out), "--plan"]) == 2
+    assert "there is no run to resume" in capsys.readouterr().err
+    assert train.main([*map(str, arguments(*place, out, max_steps=2))]) == 0
+    capsys.readouterr()
+    assert train.main(["--resume", "--out", str(out), "--plan"]) == 0
+    assert "steps: 2, over" in capsys.readouterr().out
+
+
+def test_numbers_that_are_not_finite_end_a_plan_in_a_sentence(place, tmp_path, capsys, monkeypatch):
+    def blow_up(*arguments, **settings):
+        raise training.step.NonFinite("the loss is nan")
+
+    monkeypatch.setattr(plan, "train_step", blow_up)
+    assert train.main([*map(str, arguments(*place, tmp_path / "out")), "--plan"]) == 1
+    assert "train.py: trying it out: the loss is nan; choose --precision fp32" in capsys.readouterr().err
 
 
 def test_plans_are_held_against_reality(place, tmp_path, capsys, monkeypatch):

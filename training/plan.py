@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.choices import OPTIMIZERS
 from common.memory import resident_bytes
-from common.pages import keep_pages
+from common.pages import give_pages_back, keep_pages
 from data.batches import epoch_batches, split_by_tokens
 from data.documents import counted
 from model.precision import make_scaler
@@ -23,13 +24,14 @@ from training.evaluate import evaluate
 from training.measure import peak_memory_bytes
 from training.optimizer import make_optimizer
 from training.setup import plan_steps
-from training.state import LoopState, save_checkpoint
+from training.state import LoopState, learning, save_checkpoint
 from training.step import train_step
 
 SAMPLES = 8  # steps that are timed
 WARM_UP = 2  # steps before them
 QUESTIONS = 96  # that are answered to time an evaluation
 ROOM = 0.95  # of the memory that is free, what a run may take
+LEARNING = dict.fromkeys(OPTIMIZERS, 6) | {"adamw": 12}  # bytes of a learned number's gradient and two moments
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +106,24 @@ def free_memory(device):
         free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024 + held(device)
     except (OSError, StopIteration):
         return None
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
-    return free if text == "max" else min(free, int(text))
+    room = container_room(Path("/sys/fs/cgroup"))
+    return free if room is None else min(free, room + held(device))
+
+
+def container_room(folder):
+    """Bytes that may still be taken in the container whose cgroup (version 2) this is; None where there is no limit.
+
+    The files that it has read count for nothing: the kernel drops them when room is wanted.
+    """
+    try:
+        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+        if limit == "max":
+            return None
+        taken = int((folder / "memory.current").read_text(encoding="ascii"))
+        lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+        return int(limit) - taken + next((int(line.split()[1]) for line in lines if line.startswith("file ")), 0)
+    except (OSError, ValueError):
+        return None
 
 
 def held(device):
@@ -121,6 +138,7 @@ def held(device):
 def foresee(options, prepared, bar):
     """Try steps of what `training.setup.prepare` gave; returns a Plan. bar: counts them. The model learns nothing lasting."""
     reader, windows, device = prepared.reader, prepared.windows, prepared.device
+    give_pages_back()  # what reading the data left free would hide how memory grows
     keep_pages()
     optimizer = make_optimizer(reader.model, options.weight_decay, options.lora_plus_ratio, options.optimizer)
     scaler = make_scaler(device, prepared.precision)
@@ -142,7 +160,15 @@ def foresee(options, prepared, bar):
     common = dict(steps=total, windows=len(windows), free_bytes=free, longest=longest)
 
     reader.model.train()
-    base, slope = growth(step, windows.length, longest, device)
+    numbers = sum(parameter.numel() for parameter in learning(reader.model).values())
+    least = held(device) + numbers * LEARNING[options.optimizer]
+    try:
+        if free is not None and least > free:  # the first step alone would not fit
+            raise torch.OutOfMemoryError
+        base, slope = growth(step, windows.length, longest, device)
+    except torch.OutOfMemoryError:  # of a GPU; a CPU's comes from the system, and cannot be caught
+        return Plan(step_seconds=None, scoring=(0, 0.0), saving=(0, 0.0), peak_bytes=max(least, free or 0), largest=0,
+                    tried=False, **common)
     largest = None if free is None or slope <= 0 else max(0, int((ROOM * free - base) / slope))
     most = max(max(sizes) for sizes in padded)
     if free is not None and base + slope * most > free:  # trying it could bring the machine down
