@@ -24,6 +24,9 @@ EXACT = "fp32"
 ALLOWED = {"exact": 0.05, "fastest": 0.3}  # F1 that a mode may be away from that of EXACT; fastest: below it
 PIPELINE, ONNX = "pipeline 4.57", "onnxruntime int8"
 PEERS = {"pipeline": PIPELINE, "onnxruntime": ONNX}
+DETAILS = {  # of a peer's sides that are tried, from the sizes of batches
+    "pipeline": lambda sizes: ("",), "onnxruntime": lambda sizes: [f"{size}{how}" for how in ("", ":lanes") for size in sizes],
+}
 CEILING_ROWS = 6144  # tokens of a full batch of ours
 
 
@@ -39,7 +42,8 @@ def parse(argv):
     add("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="ours; fp32 is always there (default all)")
     add("--threads", type=int, nargs="+", metavar="N",
         help="tried for the peers, the fastest is taken; ours takes the largest (default: 1 and all cores)")
-    add("--batch-tokens", type=int, nargs="+", default=[1536, 6144], metavar="N", help="tried for onnxruntime")
+    add("--batch-tokens", type=int, nargs="+", default=[1536, 6144], metavar="N",
+        help="tried for onnxruntime, one batch at a time and one on each core")
     add("--pipeline-python", type=Path, default=OLD_PYTHON, metavar="FILE", help="where transformers is 4.57")
     add("--seed", type=int, default=0, help="of the contexts that are drawn")
     add("--json", type=Path, metavar="FILE", help="also write the numbers there")
@@ -92,7 +96,7 @@ def commands(options, side, job, threads, details=("",)):
     base = [python, "-m", "bench.answerers"]
     return {
         (number, detail): ([*base, f"{side}:{detail}", job, number], {"OMP_NUM_THREADS": str(number)})
-        for number in threads for detail in details
+        for number in threads for detail in details if number > 1 or not detail.endswith(":lanes")
     }
 
 
@@ -108,8 +112,8 @@ def measure(options, job, config):
     torch.set_num_threads(threads[-1])
     ways = [EXACT, *(way for way in options.ways if way != EXACT)]
     candidates = {f"ours, {way}": commands(options, "ours", job, threads[-1:], [way]) for way in ways}
-    details = {"pipeline": ("",), "onnxruntime": options.batch_tokens}
-    candidates |= {PEERS[peer]: commands(options, peer, job, threads, details[peer]) for peer in options.peer}
+    for peer in options.peer:
+        candidates[PEERS[peer]] = commands(options, peer, job, threads, DETAILS[peer](options.batch_tokens))
     precisions = {way.split("+")[0] for way in ways} | {"fp32"} | ({"int8"} if "onnxruntime" in options.peer else set())
     rates, said = dict.fromkeys(sorted(precisions), 0.0), round_said(candidates, options.pairs)
 
@@ -126,7 +130,7 @@ def measure(options, job, config):
         answers = work_by_turns(workers, options.pairs, after)
         last = {name: worker.end() | {"threads": used[name][0]} for name, worker in workers.items()}
         if ONNX in last:
-            last[ONNX]["tokens_per_batch"] = used[ONNX][1]
+            last[ONNX]["batches"] = used[ONNX][1]
     return answers, last, rates
 
 

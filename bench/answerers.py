@@ -3,13 +3,15 @@
     ours:WAY            this project's Reader; WAY is fp32, bf16, int8+fp32 or int8+bf16 (products + the rest)
     pipeline            transformers 4.57's question-answering pipeline as called by default, in its own environment
     onnxruntime:TOKENS  an int8 model in place of the Reader's, in batches of at most TOKENS tokens: tokenising, batches
-                        of like lengths and the best span are the Reader's business, so both sides pay the same for them
+                        of like lengths and the best span are the Reader's business, so both sides pay the same for them.
+                        One batch at a time on all cores; with :lanes after TOKENS, one on each core
 
 Only what the pipeline's environment has (torch, transformers) may be imported at the top.
 """
 
 import sys
 from itertools import count
+from threading import Lock
 
 import torch
 
@@ -23,14 +25,17 @@ class Tokens:
 
     def __init__(self, model):
         self.tokens = self.padded_tokens = 0
+        self.counting = Lock()  # lanes call a model side by side
         model.register_forward_pre_hook(self.note, with_kwargs=True)
 
     def note(self, model, arguments, named):
         """Of one call: input_ids, token types and attention mask, by place or by name; a mask of None hides nothing."""
         given = dict(zip(("input_ids", "token_type_ids", "attention_mask"), arguments)) | named
         size, mask = given["input_ids"].numel(), given.get("attention_mask")
-        self.padded_tokens += size
-        self.tokens += size if mask is None else int(mask.sum())
+        real = size if mask is None else int(mask.sum())
+        with self.counting:
+            self.padded_tokens += size
+            self.tokens += real
 
     def take(self):
         """The counts since the last time."""
@@ -59,17 +64,17 @@ def build_ours(job, way):
     keep_pages()  # as infer.py --predict does
     quant, _, precision = way.rpartition("+")
     reader = Reader.load(job["model"], device="cpu", precision=precision, **({"quant": quant} if quant else {}))
-    return reading(job, reader, None, {"precision": quant or precision})
+    return reading(job, reader, {"precision": quant or precision})
 
 
-def reading(job, reader, tokens_per_batch, last):
-    """(work, last) of a Reader."""
+def reading(job, reader, last, **batches):
+    """(work, last) of a Reader. batches: tokens_per_batch and lanes of `Reader.predict`, where they are not its own."""
     from data.examples import Example
     from training.evaluate import answer_text
 
     def answer(questions):
         examples = [Example(name, question, context, None, name) for name, question, context in questions]
-        found = reader.predict(examples, offer_null=False, tokens_per_batch=tokens_per_batch)
+        found = reader.predict(examples, offer_null=False, **batches)
         return {prediction.id: answer_text(prediction, None) for prediction in found}
 
     return piecework(job, answer, Tokens(reader.model), last)
@@ -92,14 +97,14 @@ def build_pipeline(job, _):
 
 
 class OnnxModel(torch.nn.Module):
-    """An exported model, called as ours is."""
+    """An exported model, called as ours is, on so many threads."""
 
-    def __init__(self, path, config):
+    def __init__(self, path, config, threads):
         super().__init__()
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
+        options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.config = config
 
@@ -110,8 +115,8 @@ class OnnxModel(torch.nn.Module):
         return tuple(map(torch.from_numpy, found))
 
 
-def build_onnxruntime(job, tokens_per_batch):
-    """onnxruntime's side."""
+def build_onnxruntime(job, detail):
+    """onnxruntime's side. detail: TOKENS or TOKENS:lanes."""
     import onnxruntime
 
     from answering.reader import Reader
@@ -121,12 +126,14 @@ def build_onnxruntime(job, tokens_per_batch):
 
     config = read_config(job["model"])
     settings = stored_settings(job["model"]) or default_settings(config)
-    model = OnnxModel(job["onnx"], config)
+    tokens, _, side_by_side = detail.partition(":")
+    lanes = torch.get_num_threads() if side_by_side else 1
+    model = OnnxModel(job["onnx"], config, torch.get_num_threads() // lanes)
     reader = Reader(
         model, load_tokenizer(job["model"], config.vocab_size), settings, device=torch.device("cpu"), precision="fp32",
     )
     last = {"precision": "int8", "onnxruntime": onnxruntime.__version__}
-    return reading(job, reader, int(tokens_per_batch), last)
+    return reading(job, reader, last, tokens_per_batch=int(tokens), lanes=lanes)
 
 
 BUILDERS = {"ours": build_ours, "pipeline": build_pipeline, "onnxruntime": build_onnxruntime}

@@ -2,11 +2,14 @@
 
 import json
 import sys
+import time
+import types
 
 import pytest
 import torch
 
-from bench import answer
+from answering.reader import Reader
+from bench import answer, answerers
 from bench.answerers import Tokens
 from common.errors import InputError
 from data.readers import read_dataset
@@ -108,6 +111,66 @@ def test_tokens_are_counted_however_a_model_is_called():
     model(ids, ids, None)
     assert tokens.take() == {"tokens": 8 + 8 + 10, "padded_tokens": 30}
     assert tokens.take() == {"tokens": 0, "padded_tokens": 0}
+
+
+def test_tokens_are_counted_right_from_several_lanes():
+    from concurrent.futures import ThreadPoolExecutor
+
+    class Mask(torch.Tensor):
+        """Lets other threads in while it is summed, as a large one does."""
+
+        def sum(self):
+            time.sleep(0.002)
+            return torch.tensor(3)
+
+    class Model(torch.nn.Module):
+        def forward(self, *given):
+            return None
+
+    model = Model()
+    tokens, ids = Tokens(model), torch.ones(1, 4, dtype=torch.int64)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: model(ids, ids, torch.ones(1, 4).as_subclass(Mask)), range(64)))
+    assert tokens.take() == {"tokens": 64 * 3, "padded_tokens": 64 * 4}
+
+
+def test_onnxruntime_is_tried_on_all_cores_at_once_and_on_each(asked, tmp_path):
+    options = answer.parse(["--model", "m", "--data", "d", "--batch-tokens", "100", "700"])
+    details = answer.DETAILS["onnxruntime"](options.batch_tokens)
+    found = answer.commands(options, "onnxruntime", tmp_path / "job.json", [1, 2], details)
+    assert list(found) == [(1, "100"), (1, "700"), (2, "100"), (2, "700"), (2, "100:lanes"), (2, "700:lanes")]
+    assert found[2, "700:lanes"][0][3:] == ["onnxruntime:700:lanes", tmp_path / "job.json", 2]
+
+
+@pytest.mark.parametrize("detail, threads, lanes", [("300", 3, 1), ("300:lanes", 1, 3)])
+def test_onnxruntime_answers_with_its_own_model_in_batches_of_its_own(asked, monkeypatch, detail, threads, lanes):
+    """Its session has all threads and one batch at a time, or one thread and a batch on each."""
+    model, data = asked
+    inner, seen = Reader.load(model, device="cpu", precision="fp32").model, {}
+
+    class Session:
+        def __init__(self, path, options, providers):
+            seen["threads"], seen["path"] = options.intra_op_num_threads, path
+
+        def run(self, names, feed):
+            given = {name: torch.from_numpy(value) for name, value in feed.items()}
+            start, end = inner(given["input_ids"], given["token_type_ids"], given["attention_mask"].bool())
+            return [start.detach().numpy(), end.detach().numpy()]
+
+    fake = types.SimpleNamespace(InferenceSession=Session, SessionOptions=types.SimpleNamespace, __version__="0")
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    predict = Reader.predict
+    monkeypatch.setattr(Reader, "predict", lambda self, examples, **how: seen.update(how) or predict(self, examples, **how))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    questions = [(one.id, one.question, one.context) for one in read_dataset([data]).examples]
+    job = {"model": str(model), "onnx": "int8.onnx", "questions": questions, "block": 9}
+    work, last = answerers.build_onnxruntime(job, detail)
+    done = work()
+    assert (seen["threads"], seen["lanes"], seen["tokens_per_batch"], seen["path"]) == (threads, lanes, 300, "int8.onnx")
+    wanted, _ = answerers.build_ours(job, "fp32")
+    assert done["answers"] == wanted()["answers"] and done["units"] == 9
+    assert last()["precision"] == "int8"
 
 
 def test_what_cannot_be_is_said_before_anything_is_timed(asked, tmp_path, capsys):
