@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import read_json, write_json
+from common.errors import InputError
+from common.files import check_target, read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 SIZES = (1000, 3000, 10_000, 30_000, 100_000)
@@ -66,12 +67,12 @@ def write_tiny_reader(folder, model):
 
 
 def run(program, arguments):
-    """Run one of the entry points and return its seconds; SystemExit with what it said when it fails."""
+    """Run one of the entry points and return its seconds; InputError with what it said when it fails."""
     began = time.perf_counter()
     command = [sys.executable, str(ROOT / program), *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
     if done.returncode:
-        raise SystemExit(f"{program}: {done.stderr.strip()}")
+        raise InputError(f"it ended with exit code {done.returncode}: {done.stderr.strip()}")
     return time.perf_counter() - began
 
 
@@ -116,6 +117,20 @@ def parse(argv):
 def main(argv=None):
     """Print a row for each size, memory and time relative to the first; returns the exit code."""
     options = parse(argv)
+    try:
+        if options.json:
+            check_target(options.json)
+        curves = measure(options)
+        if options.json:
+            write_json(options.json, curves)
+    except InputError as error:
+        print(f"bench.growth: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(options):
+    """Both curves, {"training" or "answering": rows}, each row printed when it is there."""
     curves = {"training": [], "answering": []}
     print("| what | windows | peak memory | of the first | ms a window | of the first | before and after, s |\n" + "|---" * 7 + "|")
     for kind, rows in curves.items():
@@ -132,9 +147,7 @@ def main(argv=None):
                     row = answering_row(folder, folder / "data.json", folder / "reader")
             rows.append({"windows": size, **row})
             print(line(kind, rows), flush=True)
-    if options.json:
-        write_json(options.json, curves)
-    return 0
+    return curves
 
 
 def line(kind, rows):

@@ -146,7 +146,11 @@ def ours_options(job):
     if job.tune != "full":
         flags |= {"lora-rank": RANK, "lora-alpha": ALPHA}
     argv = ["--train", *job.data, *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
-    return settle_options(parse("bench.train", "", TRAIN_OPTIONS, [*argv, *shlex.split(job.ours)]))
+    try:
+        further = shlex.split(job.ours)
+    except ValueError as error:
+        raise InputError(f"--ours {job.ours!r}: {error}") from None
+    return settle_options(parse("bench.train", "", TRAIN_OPTIONS, [*argv, *further]))
 
 
 def build_ours(job):

@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from common.errors import InputError
+
 ROOT = Path(__file__).parents[1]
 CALM = ["--dropout", "0", "--attention-dropout", "0"]
 CONFIGURATIONS = {
@@ -29,11 +31,11 @@ CONFIGURATIONS = {
 
 
 def run(argv):
-    """(what train.py printed, seconds from start to end)."""
+    """(what train.py printed, seconds from start to end); InputError with what it said when it fails."""
     began = time.perf_counter()
     done = subprocess.run([sys.executable, str(ROOT / "train.py"), *argv], capture_output=True, text=True, env=os.environ)
     if done.returncode:
-        sys.exit(f"bench.plans: train.py {' '.join(argv)} ended with exit code {done.returncode}\n{done.stderr[-2000:]}")
+        raise InputError(f"train.py {' '.join(argv)} ended with exit code {done.returncode}: {done.stderr[-2000:].strip()}")
     return done.stdout, time.perf_counter() - began
 
 
@@ -57,6 +59,18 @@ def main(argv=None):
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="of the runs; new")
     options = parser.parse_args(argv)
+    try:
+        if options.out.exists():
+            raise InputError(f"{options.out}: is there already; choose another --out")
+        measure(options)
+    except InputError as error:
+        print(f"bench.plans: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(options):
+    """Print the table, a line when its configuration is done."""
     print("| configuration | foretold | took | ratio | memory foretold | took | ratio |\n|---|---|---|---|---|---|---|")
     for number, (name, flags) in enumerate(CONFIGURATIONS.items()):
         out = options.out / str(number)
@@ -68,7 +82,6 @@ def main(argv=None):
             f"| {name} | {seconds:.0f} s | {took:.0f} s | {seconds / took:.2f} | {memory / 1e9:.2f} GB | {held / 1e9:.2f} GB | "
             f"{memory / held:.2f} |", flush=True,
         )
-    return 0
 
 
 if __name__ == "__main__":

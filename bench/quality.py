@@ -33,58 +33,70 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def write_first_windows(options, start, path):
-    """Write the first questions that make --windows windows, as a SQuAD file; returns how many windows they make."""
+def read_both(options):
+    """(examples to learn from, examples to score on); InputError where one has no answer."""
     from data.readers import read_dataset
+    from training.run import read_split
+
+    examples = read_split(options.train, None, 0, False, "training").examples, read_dataset([options.dev], misaligned="keep").examples
+    for path, part in zip((options.train[0], options.dev), examples, strict=True):
+        if lacking := [one for one in part if not one.answers]:
+            raise InputError(f"{path}: {lacking[0].where}: has no answer, and the scores are SQuAD v1.1's: all need one")
+    return examples
+
+
+def first_windows(options, examples, start):
+    """(the first examples that make --windows windows, how many they make)."""
     from data.tokenizer import load_tokenizer
     from data.windows import WindowSet, WindowSettings
 
-    examples = read_dataset(options.train).examples
     settings = WindowSettings(options.window_length, overlap=min(128, options.window_length // 3))
     windows = WindowSet(examples, load_tokenizer(start), settings, with_labels=True, references="first")
     last = int(windows.example[: options.windows][-1])
+    return examples[: last + 1], int((windows.example <= last).sum())
+
+
+def write_squad(examples, path):
+    """Write examples as a file that both sides read."""
     paragraphs = [
         {"context": one.context, "qas": [{
             "id": one.id, "question": one.question,
             "answers": [{"text": answer.text, "answer_start": answer.start} for answer in one.answers],
         }]}
-        for one in examples[: last + 1]
+        for one in examples
     ]
     write_json(path, {"version": "1.1", "data": [{"title": "", "paragraphs": paragraphs}]})
-    return int((windows.example <= last).sum())
 
 
 def timed(argv):
-    """Seconds that a program took as a whole; SystemExit when it fails."""
+    """Seconds that a program took as a whole; InputError when it fails."""
     began = time.perf_counter()
     done = subprocess.run([sys.executable, *map(str, argv)], cwd=ROOT, stdout=subprocess.DEVNULL)
     if done.returncode:
-        raise SystemExit(f"bench.quality: {' '.join(map(str, argv))} ended with exit code {done.returncode}")
+        raise InputError(f"{' '.join(map(str, argv))} ended with exit code {done.returncode}")
     return time.perf_counter() - began
 
 
-def our_side(options, start, train, out, flags):
+def our_side(options, start, train, dev, out, flags):
     """(seconds, {id: answer}) of train.py."""
     overlap = min(128, options.window_length // 3)
     seconds = timed([
-        "train.py", "--train", train, "--dev", options.dev, "--model", start, "--epochs", 1, "--seed", options.seed,
+        "train.py", "--train", train, "--dev", dev, "--model", start, "--epochs", 1, "--seed", options.seed,
         "--window-length", options.window_length, "--window-overlap", overlap, "--device", "cpu", "--out", out, *flags,
     ])
     return seconds, read_json(out / "predictions.json")
 
 
-def peer_side(options, start, train, out):
+def peer_side(options, start, train, dev, out):
     """(seconds, {id: answer}) of the peer."""
-    seconds = timed(["-m", "bench.run_qa", start, train, options.dev, out, options.seed, options.window_length])
+    seconds = timed(["-m", "bench.run_qa", start, train, dev, out, options.seed, options.window_length])
     return seconds, read_json(out)
 
 
-def score(path, predictions):
+def score(examples, predictions):
     """(exact match, F1) by the official arithmetic, the same for all sides."""
-    from data.readers import read_dataset
     from metrics import evaluate_v1
 
-    examples = read_dataset([path], misaligned="keep").examples
     references = [(one.id, [answer.text for answer in one.answers]) for one in examples]
     scores = evaluate_v1(references, predictions)
     return scores["exact_match"], scores["f1"]
@@ -94,21 +106,23 @@ def compare(options):
     """The rows of all sides, in the order they ran: {side: {seconds, exact_match, f1}}, and the number of windows."""
     from bench.train import write_start
 
-    options.out.mkdir(parents=True)
-    start, train = options.out / "start", options.out / "train.json"
-    start.mkdir()
+    learned, asked = read_both(options)
+    start, train, dev = (options.out / name for name in ("start", "train.json", "dev.json"))
+    start.mkdir(parents=True)
     options.shape = "minilm"
     write_start(options, start)
-    windows = write_first_windows(options, start, train)
+    learned, windows = first_windows(options, learned, start)
+    write_squad(learned, train)
+    write_squad(asked, dev)
     sides = {
-        "ours, the peer's settings": lambda: our_side(options, start, train, options.out / "ours", THEIRS),
-        PEER: lambda: peer_side(options, start, train, options.out / "peer.json"),
-        "ours, train.py's defaults": lambda: our_side(options, start, train, options.out / "defaults", []),
+        "ours, the peer's settings": lambda: our_side(options, start, train, dev, options.out / "ours", THEIRS),
+        PEER: lambda: peer_side(options, start, train, dev, options.out / "peer.json"),
+        "ours, train.py's defaults": lambda: our_side(options, start, train, dev, options.out / "defaults", []),
     }
     rows = {}
     for name, side in sides.items():
         seconds, predictions = side()
-        exact, f1 = score(options.dev, predictions)
+        exact, f1 = score(asked, predictions)
         rows[name] = {"seconds": seconds, "exact_match": exact, "f1": f1}
         print(f"{name}: {seconds:,.0f} s, exact match {exact:.2f}, F1 {f1:.2f}", file=sys.stderr, flush=True)
     return rows, windows

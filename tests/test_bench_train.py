@@ -2,11 +2,13 @@
 
 import json
 import re
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
 from bench import learners, train
+from bench.pairs import compare, fastest, work_by_turns
 from bench.report import require
 from common.errors import InputError
 from tests.tiny_model import make_folder
@@ -71,6 +73,22 @@ def test_both_sides_begin_with_the_same_loss_and_come_to_nearly_the_same(tiny_pl
     assert last < first["held_out_loss"] and last_peer < first["held_out_loss"]
 
 
+def test_ours_beside_ours_is_one(tiny_place, tmp_path):
+    """Two processes of our own side, by turns through the code that compares: no side is favoured."""
+    told = job(tiny_place, steps=6, pieces=7)
+    with ExitStack() as held:
+        workers = {}
+        for name in ("one", "other"):
+            (tmp_path / name).mkdir()
+            _, workers[name] = fastest(train.commands(told, "ours", [1], tmp_path / name), held)
+        answers = work_by_turns(workers, 5)
+        train.check_same_work(answers)
+        last = [worker.end() for worker in workers.values()]
+    found = compare(*answers.values())
+    assert 0.8 < found["ratio_median"] < 1.25
+    assert last[0]["held_out_loss"] == last[1]["held_out_loss"]
+
+
 def test_a_tiny_comparison(tiny_place, tmp_path, capsys):
     model, data = tiny_place
     argv = ["--data", data, "--model", model, "--window-length", WINDOW, "--held-out-windows", 7, "--pairs", 2,
@@ -96,6 +114,7 @@ def test_a_tiny_comparison(tiny_place, tmp_path, capsys):
     (["--pairs", "0"], "--pairs 0: expected a number of at least 1"),
     (["--threads", "2", "-1"], "--threads -1: expected a number of at least 1"),
     (["--ours=--no-such-flag"], "--no-such-flag"),
+    (["--ours='"], "No closing quotation"),
     (["--window-length", "200"], "--window-length 200: the model has 131 positions"),
     (["--held-out-windows", "25"], "25 questions are too few"),
     (["--json", "."], "cannot be written"),

@@ -44,7 +44,10 @@ def sent_bytes(gradients, ranks):
 
 
 def sent_bytes_sharded(parameters, gradients, ranks, micro_batches=1):
-    """The same for --shard: parameters are gathered for each forward and again for each backward, gradients once."""
+    """The same for --shard, at most: parameters are gathered for each forward and again for each backward, gradients once.
+
+    Those outside the blocks stay together in between (FSDP2's way with the outermost), and are gathered once.
+    """
     return (2 * micro_batches * parameters + gradients) * (ranks - 1) / ranks
 
 
