@@ -2,12 +2,15 @@
 
 A turn is (role, text), role one of "system", "user", "assistant". Wrappings are special tokens, set by their ids, and
 plain text around what was said; the said text itself is encoded with special tokens switched off, so that a user's
-"</s>" or "<|eot_id|>" is so many letters.
+"</s>" or "<|eot_id|>" is so many letters. What is plain text in a format ("[/INST]" of Llama 2, "<|assistant|>" of
+TinyLlama) is plain text in a user's mouth too: these formats have no way to tell the two apart.
 """
 
+import re
 from dataclasses import dataclass
 
 from common.errors import InputError
+from data.pieces import Special, encode_pieces
 
 ROLES = ("system", "user", "assistant")
 
@@ -27,10 +30,6 @@ class ChatFormat:
     open_answer: tuple
     lead: str = ""  # what stands between `open_answer` and the answer's text
     needs: tuple = ()  # special tokens by which a checkpoint shows that it speaks this
-
-
-class Special(str):
-    """A special token, in contrast to text that looks like it."""
 
 
 def wrap_llama3(role, text, first):
@@ -65,10 +64,16 @@ FORMATS = {
 }
 
 
+MARKS = {  # what a checkpoint's chat template has in it, as a pattern; Llama 3's tokens alone show its format too
+    "llama3": r"<\|start_header_id\|>", "llama2": r"\[INST\]", "tinyllama": r"(?s)<\|user\|>.*(eos_token|</s>)",
+}
+
+
 def choose_format(vocabulary, template=None, name=None):
     """The ChatFormat of a checkpoint: the one `name`d, or the one its tokens and its chat template show.
 
-    vocabulary: of the tokenizer, special tokens included. template: `chat_template` of tokenizer_config.json.
+    vocabulary: of the tokenizer, special tokens included. template: `chat_template` of tokenizer_config.json; where
+    there is one it decides, since a model may have been taught another format than its vocabulary was made for.
     Raises InputError when the named one lacks its tokens, or none can be told.
     """
     if name is not None:
@@ -78,10 +83,9 @@ def choose_format(vocabulary, template=None, name=None):
         if lacking:
             raise InputError(f"--chat-format {name}: this checkpoint's tokenizer has no {lacking[0]}")
         return FORMATS[name]
-    if all(token in vocabulary for token in FORMATS["llama3"].needs):
-        return FORMATS["llama3"]
-    for mark, found in (("[INST]", "llama2"), ("<|user|>", "tinyllama")):
-        if mark in (template or "") and all(token in vocabulary for token in FORMATS[found].needs):
+    for found, mark in MARKS.items():
+        shown = re.search(mark, template) if template else found == "llama3"
+        if shown and all(token in vocabulary for token in FORMATS[found].needs):
             return FORMATS[found]
     raise InputError("nothing shows how this checkpoint wants its turns; say it with --chat-format")
 
@@ -111,31 +115,6 @@ def pieces_of(turns, chat):
 def encode_chat(tokenizer, turns, chat):
     """Token ids of a conversation up to where the model speaks."""
     return encode_pieces(tokenizer, pieces_of(turns, chat))
-
-
-def encode_pieces(tokenizer, pieces):
-    """Token ids of texts and Specials in a row; neighbouring texts are joined first, as in the whole string."""
-    ids, text = [], ""
-    for piece in [*pieces, None]:
-        if piece is None or isinstance(piece, Special):
-            if text:
-                ids += encode_plain(tokenizer, text)
-            text = ""
-            if piece is not None:
-                ids.append(tokenizer.token_to_id(piece))
-        else:
-            text += piece
-    return ids
-
-
-def encode_plain(tokenizer, text):
-    """Ids of a text in which nothing is a special token."""
-    before = tokenizer.encode_special_tokens
-    tokenizer.encode_special_tokens = True
-    try:
-        return tokenizer.encode(text, add_special_tokens=False).ids
-    finally:
-        tokenizer.encode_special_tokens = before
 
 
 def modelfile(chat, settings):

@@ -4,7 +4,7 @@ A prompt is laid out by tokens, not by text: the template's words around the slo
 context as the context's own tokens. So the tokens of an answer are a run of the context's, the same ones that
 generation bound to the text may say, and their offsets are known.
 
-    chat's opening | "…Text: " | slice of the context | "\\n\\nQuestion: " | question | chat's close | answer, end
+    chat's opening | "…Text:\\n" | slice of the context | "\\n\\nQuestion:\\n" | question | chat's close | answer, end
 """
 
 from collections import Counter
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import InputError
-from data.chat import Special, encode_chat, encode_pieces, encode_plain, pieces_of
+from data.chat import encode_chat, pieces_of
+from data.pieces import Special, continuing, encode_pieces
 from data.texts import QuestionTexts
 from data.windows import REFERENCES, label_tokens
 
@@ -33,7 +34,7 @@ class PromptSettings:
 
     template: str = (
         "Answer the question with the shortest exact words of the text. If the text does not answer it, say: "
-        "unanswerable\n\nText: {context}\n\nQuestion: {question}"
+        "unanswerable\n\nText:\n{context}\n\nQuestion:\n{question}"  # tokens end with a line, but a space joins a word
     )
     no_answer: str = "unanswerable"
     length: int = 512
@@ -81,11 +82,20 @@ class PromptLayout:
         (place,) = (k for k, piece in enumerate(pieces) if not isinstance(piece, Special) and mark in piece)
         before, between, after = pieces[place].split(mark)
         self.head = encode_pieces(tokenizer, [*pieces[:place], before])
-        self.middle = encode_pieces(tokenizer, [between])
-        self.tail = encode_pieces(tokenizer, [after, *pieces[place + 1 :]])
+        self.middle = encode_pieces(tokenizer, [between], continues=True)
+        self.tail = encode_pieces(tokenizer, [after, *pieces[place + 1 :]], continues=True)
         self.stop = tokenizer.token_to_id(chat.end)
-        self.phrase = encode_plain(tokenizer, settings.no_answer)
+        self.phrase = encode_pieces(tokenizer, [chat.lead + settings.no_answer.strip()], continues=True)
         self.fixed = len(self.head) + len(self.middle) + len(self.tail)
+        # with its answer, a prompt of the longest question shows its text one token more than neighbours share
+        self.answer_room = max(settings.max_answer, len(self.phrase)) + 1
+        room = settings.length - self.fixed - self.answer_room
+        self.question_limit = min(settings.max_question, room - settings.overlap - 1)
+        if self.question_limit < 1:
+            raise InputError(
+                f"prompts of {settings.length} tokens leave {max(0, room)} for question and text, and neighbours share "
+                f"{settings.overlap}: choose longer prompts"
+            )
 
 
 class PromptSet:
@@ -108,7 +118,8 @@ class PromptSet:
         assert references in REFERENCES
         self.examples, self.settings, self.pad, self.inputs = examples, settings, pad, inputs
         self.layout = PromptLayout(tokenizer, chat, settings)
-        self.texts = QuestionTexts(examples, tokenizer, settings.max_question, progress, on_disk=on_disk)
+        limit = self.layout.question_limit
+        self.texts = QuestionTexts(examples, continuing(tokenizer), limit, progress, on_disk=on_disk)
         self.cut_questions = self.texts.cut_questions
         self.unlabelled = []  # examples without an answer to learn
         self.labelled_references = 0 if not with_labels else 1 if references == "first" else None  # None: no limit
@@ -127,13 +138,7 @@ class PromptSet:
     def _example_rows(self, number):
         """(example, start, stop, answer first, answer last, share) of each prompt of one example."""
         settings, offsets = self.settings, self.texts.offsets(number)
-        room = settings.length - self.layout.fixed - int(self.texts.question_lengths[number])
-        room -= max(settings.max_answer, len(self.layout.phrase)) + 1
-        if room <= settings.overlap:
-            raise InputError(
-                f"prompts of {settings.length} tokens leave {room} for the text, and neighbours share "
-                f"{settings.overlap}: choose longer prompts"
-            )
+        room = settings.length - self.layout.fixed - int(self.texts.question_lengths[number]) - self.layout.answer_room
         answers = (self.examples[number].answers or ())[: self.labelled_references]
         spans = [span for answer in answers if (span := label_tokens(offsets, answer.start, answer.end))]
         spans = [span for span in spans if span[1] - span[0] < settings.max_answer]
@@ -206,7 +211,7 @@ class TalkSet:
         for number, example in enumerate(examples):
             prompt = self.conversation(example)
             answers = (example.answers or ())[: 1 if references == "first" else None] if with_labels else ()
-            said = [encode_plain(tokenizer, chat.lead + answer.text) for answer in answers]
+            said = [encode_pieces(tokenizer, [chat.lead + answer.text], continues=True) for answer in answers]
             said = [ids for ids in said if len(ids) <= settings.max_answer]
             if with_labels and not said:
                 self.unlabelled.append(number)

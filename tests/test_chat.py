@@ -3,7 +3,8 @@
 import pytest
 
 from common.errors import InputError
-from data.chat import FORMATS, Special, choose_format, encode_chat, encode_plain, pieces_of
+from data.chat import FORMATS, choose_format, encode_chat, pieces_of
+from data.pieces import Special, encode_plain
 from tests.tiny_decoder import SPECIALS, make_tokenizer
 
 # as the checkpoints ship them, less what they do for tools and dates
@@ -65,10 +66,14 @@ def test_the_checkpoint_shows_its_format(tokenizer):
     two = {token: number for token, number in full.items() if "|" not in token}
     assert choose_format(full).name == "llama3"
     assert choose_format(two, TEMPLATES["llama2"]).name == "llama2"
-    assert choose_format(two, "{{ '<|user|>' }}").name == "tinyllama"
+    # as Zephyr and TinyLlama ship it, one branch a role
+    published = "{% if m['role'] == 'user' %}{{ '<|user|>\n' + m['content'] + eos_token }}{% endif %}"
+    assert choose_format(two, published).name == "tinyllama" == choose_format(full, published).name  # the template decides, not the vocabulary
+    assert choose_format(full, TEMPLATES["llama3"]).name == "llama3"
     assert choose_format(full, name="llama2").name == "llama2"
     for vocabulary, template, name, sentence in (
-        (two, None, None, "say it with --chat-format"), (two, None, "llama3", "has no <|begin_of_text|>"),
+        (two, None, None, "say it with --chat-format"), (full, "{{ '<|im_start|>' }}", None, "say it with --chat-format"),
+        (full, "{{ '<|user|>' + m['content'] + '<|end|>' }}", None, "say it with --chat-format"), (two, None, "llama3", "has no <|begin_of_text|>"),
         (full, None, "llama4", "known are llama3, tinyllama, llama2"),
     ):
         with pytest.raises(InputError, match=sentence.replace("|", r"\|")):

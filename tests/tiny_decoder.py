@@ -38,7 +38,7 @@ def make_model(vocab_size, seed=4, **changes):
     return LlamaForCausalLM(LlamaConfig(vocab_size, **{**TINY, **changes}))
 
 
-def make_folder(folder, *, seed=4, template="{{ '<|user|>' }}", **changes):
+def make_folder(folder, *, seed=4, template="{{ '<|start_header_id|>' }}", **changes):
     """Write config.json, model.safetensors and the tokenizer; returns the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
