@@ -47,6 +47,7 @@ def main(argv=None):
 
 def merge(options):
     """Score the ways if asked to, then write the chosen one."""
+    from answering.ollama import is_importable, lacks_pieces
     from common.files import write_folder
     from model.adapters import is_adapter
     from model.fusion import is_fusion
@@ -81,6 +82,8 @@ def merge(options):
         print(f"merged onto the {chosen} weights; ask it: python infer.py --model {options.out}")
         if (options.out / "Modelfile").is_file():
             print(f"for Ollama: ollama create NAME -f {options.out / 'Modelfile'}")
+        elif is_importable(reader) and lacks_pieces(reader):
+            print("no Modelfile for Ollama: it reads such a vocabulary from tokenizer.model, which the base's folder lacks")
     return 0
 
 

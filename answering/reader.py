@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.errors import InputError
-from common.files import write_atomic, write_json
-from data.chat import FORMATS, choose_format, modelfile
+from common.files import write_json
+from data.chat import choose_format
 from data.examples import Example
 from data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_settings
 from model.adapters import is_adapter, load_adapter, read_adapter, save_adapter
@@ -18,12 +18,13 @@ from model.fusion import is_fusion, load_fusion, read_fusion, save_fusion
 from model.combining import combine
 from model.lora import adapter_names, remove_adapter, set_adapter, switch_of
 from model.peft_config import CONFIG_FILE, read_base
-from model.quant import QUANTS, FourBit, FourBitLinear, multiply_in_int8
+from model.quant import QUANTS, FourBit, multiply_in_int8
 from model.prompts import count_named, has_prompt, is_prompt, load_prompt, room, save_prompt
 from model.precision import choose_device, choose_precision
 from model.source import resolve_model
 from model.weights import load_model, read_config, save_weights, stored_quant
 from answering.lanes import usual_lanes
+from answering.ollama import PIECE_FILE, save_for_ollama
 from answering.settings import ReaderSettings, SpeakerSettings, default_settings, stored_settings
 from answering.spans import SpanReading, decoder_layout
 from answering.speaker import SpokenAnswers
@@ -103,6 +104,7 @@ class Reader:
             self.way = SpanReading(self.model, tokenizer, device, precision, layout)
         self.all_settings = {None: self.checked(settings)}  # adapter -> settings; None: the bare base
         self.notices = []
+        self.piece_file = None  # SentencePiece's own file of the vocabulary, where the model's folder has it
 
     @property
     def trained(self):
@@ -199,10 +201,13 @@ class Reader:
         )
         if quant == "int8":
             multiply_in_int8(model)
-        return cls(
+        reader = cls(
             model, tokenizer, settings, device=device, precision=precision, report=report,
             tokenizer_config=tokenizer_config,
         )
+        if (folder / PIECE_FILE).is_file():
+            reader.piece_file = folder / PIECE_FILE
+        return reader
 
     def load_adapter(self, folder, name, *, settings=None):
         """Put an adapter beside those there are and switch it on; what was odd about its files goes to `notices`.
@@ -243,10 +248,7 @@ class Reader:
             save_weights(self.model, folder)
             token_types = getattr(getattr(self.model.config, "family", None), "token_types", 0)
             save_tokenizer(self.tokenizer, folder, self.tokenizer_config, token_types)
-            packed = any(isinstance(module, FourBitLinear) for module in self.model.modules())
-            if isinstance(self.settings, SpeakerSettings) and not packed:
-                chat = FORMATS[self.settings.chat]
-                write_atomic(folder / "Modelfile", modelfile(chat, self.settings.prompts))
+            save_for_ollama(self, folder)
         write_json(folder / self.settings.file, self.settings.to_dict())
 
     def predict(self, examples, *, adapter=ACTIVE, offer_null=None, progress=None, tokens_per_batch=None, lanes=None):

@@ -5,6 +5,7 @@ Sennrich et al. 2016, 1508.07909; XLM-R: unigrams, Kudo 2018, 1804.10959); offse
 original text, whatever its normaliser dropped or decomposed on the way.
 """
 
+import json
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -48,6 +49,12 @@ class PairLayout:
 def is_word_piece(tokenizer):
     """Whether a tokenizer is of BERT's kind, which parts words at white space and drops it."""
     return type(tokenizer.model) is models.WordPiece
+
+
+def is_byte_level(tokenizer):
+    """Whether a tokenizer joins bytes, as GPT-2's and Llama 3's do, and not SentencePiece's pieces."""
+    part = json.loads(tokenizer.to_str())["pre_tokenizer"] or {}
+    return any(one["type"] == "ByteLevel" for one in part.get("pretokenizers", [part]) if one)
 
 
 def pair_layout(tokenizer):

@@ -85,6 +85,8 @@ class LlamaConfig:
         if "vocab_size" not in chosen:
             raise InputError(f"{source}: vocab_size is missing")
         scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
+        if not isinstance(scaling, dict):
+            raise InputError(f"{source}: rope_scaling: expected an object, found {scaling!r}")
         rope = {"rope_theta": values.get("rope_theta", 10000.0), **scaling}
         rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
         token_ids = {key: values[key] for key in TOKEN_IDS if values.get(key) is not None}
@@ -97,6 +99,10 @@ class LlamaConfig:
         values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("rope", "token_ids")}
         values |= {**self.token_ids, "num_key_value_heads": self.key_heads, "head_dim": self.head_size}
         values["rope_parameters"] = {"rope_type": "default", **self.rope}
+        # for readers before transformers 5, and Ollama, which would take 10,000 and no scaling in silence
+        scaling = {key: value for key, value in self.rope.items() if key != "rope_theta"}
+        values["rope_theta"] = self.rope["rope_theta"]
+        values["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
         return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", **values}
 
     def check(self, source):
@@ -110,7 +116,7 @@ class LlamaConfig:
             raise InputError(f"{source}: a head of {self.head_size} numbers cannot be rotated in pairs")
         needed = {"default": (), "linear": ("factor",), "llama3": (
             "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
-        )}.get(self.rope.get("rope_type", "default"))
+        )}.get(str(self.rope.get("rope_type", "default")))
         if needed is None:
             raise InputError(f"{source}: rope_type {self.rope['rope_type']!r} is not one of default, linear, llama3")
         for key in ("rope_theta", *needed):

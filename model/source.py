@@ -26,6 +26,7 @@ HUB_FILES = (
     "vocab.json",
     "merges.txt",
     "special_tokens_map.json",
+    "tokenizer.model",  # not read here; Ollama wants it beside merged weights
 )
 
 

@@ -123,11 +123,15 @@ def slots(model):
             found[f"{name}.weight"] = module, "weight", (module.out_features, module.in_features)
         for attribute, parameter in module.named_parameters(recurse=False):
             found.setdefault(f"{name}.{attribute}", (module, attribute, tuple(parameter.shape)))
-    tied = isinstance(model, LlamaForCausalLM) and model.config.tie_word_embeddings
     return {
         name: slot for name, slot in found.items()
-        if ".quantised." not in name and not (tied and name == "lm_head.weight")
+        if ".quantised." not in name and not (is_tied(model) and name == "lm_head.weight")
     }
+
+
+def is_tied(model):
+    """Whether a decoder's output layer is its word vectors, so that files need not hold it."""
+    return isinstance(model, LlamaForCausalLM) and model.config.tie_word_embeddings
 
 
 def place(slot, tensor):
@@ -150,6 +154,7 @@ class Intake:
     def __init__(self, model, folder, names=BERT, keep_16_bits=False):
         self.folder, self.names, self.slots, self.keep_16_bits = folder, names, slots(model), keep_16_bits
         self.used, self.left_out, self.digests = [], [], []
+        self.tied = is_tied(model)
         self.filled, self.packed = set(), {}  # packed: our name -> what is there of a weight stored in 4 bits
 
     def take(self, path, name, tensor):
@@ -157,6 +162,9 @@ class Intake:
         whole, suffix = match.groups() if (match := PACKED.fullmatch(name)) else (name, "")
         ours = self.names.ours(whole)
         if ours is None:
+            self.left_out.append(name)
+            return
+        if ours == "lm_head.weight" and self.tied:  # some tools write the word vectors a second time
             self.left_out.append(name)
             return
         if ours not in self.slots:

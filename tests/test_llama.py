@@ -159,8 +159,29 @@ def test_configs_old_and_new(tmp_path):
         ({"hidden_act": "gelu"}, "only 'silu'"), ({"vocab_size": None}, "vocab_size is missing"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "not one of default, linear, llama3"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "low_freq_factor: expected a positive number"),
+        ({"rope_scaling": "linear"}, "rope_scaling: expected an object, found 'linear'"),
+        ({"rope_scaling": {"rope_type": ["x"], "factor": 2}}, "not one of default, linear, llama3"),
         ({"rms_norm_eps": "x"}, "rms_norm_eps: expected float"), ({"num_hidden_layers": 0}, "cannot be 0"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings: expected bool"), ({"hidden_size": True}, "expected int"),
     ):
         with pytest.raises(InputError, match=sentence):
             LlamaConfig.from_dict(base | change, "c.json")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_config_says_the_rotation_in_both_spellings(kind):
+    """transformers before 5, and Ollama, read rope_theta and rope_scaling; without them they take 10,000 in silence."""
+    import transformers
+
+    config = make(kind).config
+    values = config.to_dict()
+    assert values["rope_theta"] == config.rope["rope_theta"] == values["rope_parameters"]["rope_theta"]
+    scaling = values["rope_scaling"]
+    assert (scaling is None) == (config.rope.get("rope_type", "default") == "default")
+    assert scaling is None or scaling == {k: v for k, v in values["rope_parameters"].items() if k != "rope_theta"}
+    old = {key: value for key, value in values.items() if key != "rope_parameters"}
+    for described in (values, old):
+        again = LlamaConfig.from_dict(described)
+        assert torch.equal(frequencies(again), frequencies(config))
+        theirs = transformers.LlamaConfig(**described).rope_parameters
+        assert {key: theirs[key] for key in config.rope} == config.rope

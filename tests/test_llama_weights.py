@@ -146,3 +146,16 @@ def test_adapters_are_those_of_peft(tmp_path, dora):
     whole.mkdir()
     save_weights(merged_model(fresh, "again"), whole)
     assert (logits(load_model(whole)[0].eval()) - found).abs().max() < 5e-5
+
+
+def test_word_vectors_that_are_there_twice_are_read_once(tmp_path):
+    """Some tools write a tied output layer too; transformers opens such a folder, and so does this."""
+    (tied,) = [kind for kind in KINDS if make(kind).config.tie_word_embeddings][:1]
+    model = make(tied)
+    save_weights(model, tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, path, metadata={"format": "pt"})
+    again, report = load_model(tmp_path)
+    assert report.left_out == ("lm_head.weight",) and torch.equal(logits(again.eval()), logits(model))
+    assert again.lm_head.weight is again.model.embed_tokens.weight
