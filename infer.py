@@ -152,9 +152,8 @@ def open_prompt(options):
     looking = Looking(reader, options.tokens_per_batch, lambda name: open_named(name, options))
     session = Session(
         answer, threshold, write, style, context, adapters, choose, looking.commands() if can_be_seen(reader) else (),
+        history.clear if options.chat else None,
     )
-    if options.chat:
-        session.context = ""  # every line is a question
     try:
         return converse(session, lines, write)
     finally:

@@ -10,11 +10,12 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 
+from common.errors import InputError
 from data.batches import QuestionCount, split_by_tokens
 from data.chat import FORMATS
 from data.decode import Prediction, QuestionSpans, Span
 from data.examples import is_blank
-from data.prompts import PromptSet, TalkSet
+from data.prompts import PromptLayout, PromptSet, TalkSet
 from model.generate import Prefix, SpanConstraint, go_on, sequence_log_probability
 from model.lora import switch_of
 from model.precision import autocast
@@ -28,6 +29,12 @@ def trimmed(context, start, end):
     text = context[start:end]
     start, end = start + len(text) - len(text.lstrip()), end - (len(text) - len(text.rstrip()))
     return (start, end) if start < end else None
+
+
+def visible_tokens(prompts, prompt):
+    """Places, within the slice that a prompt shows, of tokens that are more than white space: where an answer may begin."""
+    context = prompts.examples[prompts.example[prompt]].context
+    return [k for k, (start, end) in enumerate(prompts.offsets(prompt).tolist()) if context[start:end].strip()]
 
 
 def talks(examples):
@@ -50,7 +57,10 @@ class SpokenAnswers:
 
     def question_limit(self, settings):
         """Tokens that a question may have; of a longer one the rest is cut."""
-        return settings.prompts.max_question
+        try:
+            return PromptLayout(self.tokenizer, FORMATS[settings.chat], settings.prompts).question_limit
+        except InputError:  # no prompt about a text can be so short; questions without one are cut here
+            return settings.prompts.max_question
 
     def windows(self, examples, settings, progress=None, **labels):
         """What a model reads of some examples, as a PromptSet, or of questions without texts as a TalkSet."""
@@ -75,14 +85,15 @@ class SpokenAnswers:
         lanes: not used, as sampling draws in order.
 
         Bound to the text, a span's start_logit is the log-probability of the whole answer and its end_logit 0; the
-        null's likewise of the no-answer phrase, the least over the windows. Unbound there is one span and no null: the
-        likeliest thing said that is not the phrase, placed where the text has it first, or nowhere (start -1).
+        null's likewise of the no-answer phrase, the least over the windows; each probability is that of saying just this.
+        Unbound there is one span and no null: the likeliest thing said that is not the phrase, placed where the text has
+        it first, or nowhere (start -1).
         """
         free = settings.decoding.way != "span" or talks(examples)
         generator = torch.Generator(self.device).manual_seed(settings.decoding.seed)
         prompts = self.windows(examples, settings)
         firsts = np.searchsorted(prompts.example, np.arange(len(examples)))
-        found = [Said() if free else QuestionSpans() for _ in examples]
+        found = [Said() if free else QuestionSpans(absolute=True) for _ in examples]
         count = QuestionCount(prompts.example, len(examples))
         yield count.finished
         for batch, shared in batches_of(prompts, tokens_per_batch or TOKENS_PER_BATCH):
@@ -124,14 +135,18 @@ class SpokenAnswers:
         """For each prompt ((start, end) in the context or None, log-probability, log-probability of no answer)."""
         layout = prompts.layout
         nulls = sequence_log_probability(prefix, [*layout.phrase, layout.stop]).tolist()
-        slices = [prompts.slice_ids(prompt).tolist() for prompt in batch]
-        # an empty text has nothing to say but the end
-        constraints = [SpanConstraint(ids or [layout.stop], (), layout.stop) for ids in slices]
+        starts = [visible_tokens(prompts, prompt) for prompt in batch]
+        constraints = [
+            # a text with nothing to be seen has nothing to say but the end
+            SpanConstraint(prompts.slice_ids(prompt).tolist(), (), layout.stop, places) if places
+            else SpanConstraint([layout.stop], (), layout.stop)
+            for prompt, places in zip(batch, starts, strict=True)
+        ]
         said = go_on(prefix, max_new=prompts.settings.max_answer, stop={layout.stop}, constraints=constraints)
         results = [(None, 0.0, null) for null in nulls]
-        for row, ids in enumerate(slices):
+        for row, visible in enumerate(starts):
             places = constraints[row].places(len(said[row].tokens))
-            if ids and places:
+            if visible and places:
                 first, last = places[0]
                 offsets = prompts.offsets(batch[row])
                 context = prompts.examples[prompts.example[batch[row]]].context
@@ -151,7 +166,7 @@ class SpokenAnswers:
         )
         texts = [self.tokenizer.decode(list(one.tokens)).strip() for one in said]
         if isinstance(prompts, PromptSet):
-            texts = ["" if text == settings.prompts.no_answer else text for text in texts]
+            texts = ["" if text == settings.prompts.no_answer.strip() else text for text in texts]
         return [(text, one.log_probability) for text, one in zip(texts, said, strict=True)]
 
 
@@ -160,18 +175,22 @@ class Said:
 
     def __init__(self):
         self.best, self.windows = None, 0  # (log-probability, text, window)
+        self.refused = None  # the least log-probability of saying that there is none
 
     def add_answer(self, window, text, log_probability):
         """Take in one window: the text, "" for no answer."""
         self.windows += 1
-        if text and (self.best is None or log_probability > self.best[0]):
+        if not text:
+            self.refused = log_probability if self.refused is None else min(self.refused, log_probability)
+        elif self.best is None or log_probability > self.best[0]:
             self.best = log_probability, text, window
 
     def prediction(self, example, n_best, offer_null):
         """The finished Prediction, of one span or none; its probability is that of saying just this."""
         if self.best is None or is_blank(example.question):
             reason = "the question is empty" if is_blank(example.question) else "the model says that there is none"
-            return Prediction(example.id, (), None, 0.0, reason, self.windows)
+            sure = 0.0 if self.refused is None else float(np.exp(self.refused))
+            return Prediction(example.id, (), None, sure, reason, self.windows)
         log_probability, text, window = self.best
         start = -1 if example.context is None else example.context.find(text)
         end = start + len(text) if start >= 0 else -1

@@ -112,9 +112,14 @@ def best_spans(start_logits, end_logits, answer_mask, settings):
 
 
 class QuestionSpans:
-    """Collects the spans of one question's windows; the same place from two windows counts once."""
+    """Collects the spans of one question's windows; the same place from two windows counts once.
 
-    def __init__(self):
+    absolute: scores are the logarithms of probabilities, as a decoder's are, and not logits that mean something beside
+    each other alone.
+    """
+
+    def __init__(self, absolute=False):
+        self.absolute = absolute
         self.spans = {}  # (start, end) in code points -> (start logit, end logit, window)
         self.null = None
         self.windows = 0
@@ -160,16 +165,20 @@ class QuestionSpans:
         return sorted(self.spans.items(), key=lambda item: (-(item[1][0] + item[1][1]), item[0]))
 
     def prediction(self, example, n_best, offer_null):
-        """The finished Prediction; probabilities: one softmax over the n best of all windows and the null."""
+        """The finished Prediction; probabilities: as the scores have them, or one softmax over the n best of all windows
+        and the null."""
         best = self.ranked()[:n_best] if not is_blank(example.question) else []
         if not best:
             certain = 1.0 if offer_null else 0.0
+            if self.absolute and self.null is not None:
+                certain *= math.exp(sum(self.null))
             return Prediction(example.id, (), self.null, certain, self.no_span(example), self.windows)
         scores = [start + end for _, (start, end, _) in best]
         if offer_null:
             scores.append(sum(self.null))
-        exponents = np.exp(np.array(scores, np.float64) - max(scores))
-        probabilities = exponents / exponents.sum()
+        probabilities = np.exp(np.array(scores, np.float64) - (0.0 if self.absolute else max(scores)))
+        if not self.absolute:
+            probabilities /= probabilities.sum()
         spans = tuple(
             Span(example.context[a:b], a, b, start, end, float(probability), window)
             for ((a, b), (start, end, window)), probability in zip(best, probabilities, strict=False)

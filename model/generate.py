@@ -39,9 +39,13 @@ class SpanConstraint:
     decoding under it follows the likeliest token at each step and can always end, since every run of tokens is a span.
     """
 
-    def __init__(self, context, phrase, stop):
-        """context: (N,) token ids. phrase: ids that say "no answer", empty for none. stop: id that ends an answer."""
+    def __init__(self, context, phrase, stop, starts=None):
+        """context: (N,) token ids. phrase: ids that say "no answer", empty for none. stop: id that ends an answer.
+
+        starts: places in the context where a run may begin; None: anywhere.
+        """
         self.context, self.phrase, self.stop = list(context), list(phrase), stop
+        self.starts = range(len(self.context)) if starts is None else starts
         self.ends = None  # places after what was said so far: indices into the context; None before the first token
         self.said = 0  # tokens of the phrase that were said, when it can be the phrase
         self.may_be_phrase = bool(phrase)
@@ -49,7 +53,7 @@ class SpanConstraint:
     def allowed(self):
         """The set of ids that may come next."""
         if self.ends is None:
-            return set(self.context) | set(self.phrase[:1])
+            return {self.context[start] for start in self.starts} | set(self.phrase[:1])
         following = {self.context[end] for end in self.ends if end < len(self.context)}
         if self.ends:
             following.add(self.stop)
@@ -61,8 +65,8 @@ class SpanConstraint:
         """Go on after `token`."""
         if token == self.stop:
             return
-        starts = range(len(self.context)) if self.ends is None else self.ends
-        self.ends = [k + 1 for k in starts if k < len(self.context) and self.context[k] == token]
+        places = self.starts if self.ends is None else self.ends
+        self.ends = [k + 1 for k in places if k < len(self.context) and self.context[k] == token]
         self.may_be_phrase = self.may_be_phrase and self.said < len(self.phrase) and self.phrase[self.said] == token
         self.said += self.may_be_phrase
 
@@ -89,7 +93,7 @@ def choose(log_p, temperature, top_p, generator):
     """
     if temperature == 0:
         return log_p.argmax(-1)
-    p = (log_p / temperature).softmax(-1)
+    p = ((log_p - log_p.amax(-1, keepdim=True)) / temperature).softmax(-1)  # the likeliest stays 0 however cold it is
     if top_p < 1:
         ordered, places = p.sort(-1, descending=True)
         before = ordered.cumsum(-1) - ordered  # of the likelier ones; the first is always kept

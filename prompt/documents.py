@@ -5,6 +5,7 @@ import re
 import time
 from collections import namedtuple
 
+from common.errors import InputError
 from data.documents import counted
 from data.download import cache_folder
 from prompt.answers import NOT_FOUND
@@ -26,6 +27,8 @@ def load_collection(options, reader, note):
     """The Collection of options.docs, ranked as options.rank says; note(sentence) is told what there is."""
     from tqdm import tqdm
 
+    if getattr(reader.settings, "decoding", None) and reader.settings.decoding.way != "span":
+        raise InputError("--docs: an answer from documents has its place there, which only --decode span gives it")
     cache = cache_folder(os.environ) / "vectors" if options.cache is None else options.cache
     with tqdm(desc="reading", unit=" passages", disable=None, leave=False) as bar:
         collection, notices = open_collection(

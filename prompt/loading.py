@@ -148,6 +148,8 @@ def adapt_speaker(reader, settings, options):
     drawn = [name for name in ("temperature", "top_p", "seed") if getattr(options, name) is not None]
     if drawn and decoding.way != "sample":
         raise InputError(f"--{drawn[0].replace('_', '-')} is for --decode sample, and decoding is {decoding.way}")
+    if options.null_threshold is not None and decoding.way != "span":
+        raise InputError("--null-threshold is for --decode span; unbound, the model itself says that there is no answer")
     chat = settings.chat
     if options.chat_format is not None:
         chat = choose_format(reader.tokenizer.get_vocab(), None, options.chat_format).name

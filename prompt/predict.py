@@ -131,7 +131,7 @@ def answer_all(reader, examples, policy, *, tokens_per_batch, progress=None, ran
     windows = sum(prediction.windows for prediction in predictions)
     tokens, cut_questions = count_tokens(reader, examples)
     metrics = score(examples, predictions, policy.threshold) or {}
-    if getattr(reader.settings, "decoding", None) and reader.settings.decoding.way != "span" and examples[0].context:
+    if getattr(reader.settings, "decoding", None) and reader.settings.decoding.way != "span" and examples[0].context is not None:
         metrics["not_in_text"] = sum(bool(p.spans) and p.spans[0].start < 0 for p in predictions)
     metrics |= {
         "questions": len(examples),

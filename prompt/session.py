@@ -45,15 +45,19 @@ class Session:
     ask(question, context) returns (Prediction, seconds). write(line) shows a line. null_threshold: above
     which null odds "no answer" is said, or None. adapters: names that /adapter knows, the last one in use;
     choose(name or None) takes another and returns its null_threshold. commands: further ones beside LISTED. `wants`
-    says what the next line is taken for: "text", "question" or "paste".
+    says what the next line is taken for: "text", "question" or "paste". forget(): in a chat, where every line is a question
+    and there is no text, what /clear does.
     """
 
-    def __init__(self, ask, null_threshold, write, style, context=None, adapters=(), choose=None, commands=()):
+    def __init__(
+        self, ask, null_threshold, write, style, context=None, adapters=(), choose=None, commands=(), forget=None,
+    ):
         self.ask, self.null_threshold, self.write, self.style = ask, null_threshold, write, style
         self.adapters, self.choose = [*adapters], choose
         self.adapter = self.adapters[-1] if self.adapters else None
-        self.listed, self.commands = (*LISTED, *commands), table(*LISTED, *commands)
-        self.context, self.pasted, self.last, self.question = None, None, None, None
+        own = [command for command in LISTED if forget is None or command.name not in ABOUT_TEXTS]
+        self.listed, self.commands, self.forget = (*own, *commands), table(*own, *commands), forget
+        self.context, self.pasted, self.last, self.question = None if forget is None else "", None, None, None
         if context is not None:
             self.take_text(context)
 
@@ -73,7 +77,7 @@ class Session:
             self.write("this is not UTF-8 text, and was ignored")
         elif stripped.startswith("/") and "\n" not in stripped:
             return self.command(stripped)
-        elif stripped and (self.context is None or "\n" in stripped):
+        elif stripped and self.forget is None and (self.context is None or "\n" in stripped):
             self.take_text(line)
         elif stripped:
             self.answer(stripped)
@@ -88,7 +92,12 @@ class Session:
         return self.commands[name].act(self, rest.strip()) is not False
 
     def clear(self):
-        self.context = self.last = None
+        self.last = None
+        if self.forget is not None:
+            self.forget()
+            self.write("forgotten; the next line begins a new conversation")
+            return
+        self.context = None
         self.write("forgotten; the next line is the new text")
 
     def begin_paste(self):
@@ -214,13 +223,14 @@ def table(*commands):
     return {command.name: command for command in sorted(commands, key=lambda command: command.name)}
 
 
-def help_text(listed):
+def help_text(listed, chat=False):
     """What /help shows of these commands."""
     rows = (f"  {command.usage:11}  {command.help}" for command in listed)
     first = "The first line you type or paste is the text. Every further line is a question about it."
-    return "\n".join([first, *rows])
+    return "\n".join(["Every line you type or paste is a question." if chat else first, *rows])
 
 
+ABOUT_TEXTS = ("/file", "/paste", "/context")
 LISTED = (  # in the order of /help
     Command("/file", "/file PATH", "take the text from a UTF-8 file", lambda session, rest: session.read_file(rest)),
     Command("/paste", "/paste", "type or paste a text of several lines; a line with a single dot ends it",
@@ -230,8 +240,10 @@ LISTED = (  # in the order of /help
             lambda session, rest: session.show_top(rest)),
     Command("/adapter", "/adapter [NAME]", "answer with this adapter, or with the bare model (none); alone: show them",
             lambda session, rest: session.take_adapter(rest)),
-    Command("/clear", "/clear", "forget the text; the next line is the new one", lambda session, rest: session.clear()),
-    Command("/help", "/help", "show this", lambda session, rest: session.write(help_text(session.listed))),
+    Command("/clear", "/clear", "forget all that was said; a text too, and the next line is the new one",
+            lambda session, rest: session.clear()),
+    Command("/help", "/help", "show this",
+            lambda session, rest: session.write(help_text(session.listed, session.forget is not None))),
     Command("/quit", "/quit", "leave, as Ctrl-D does; Ctrl-C cancels what is going on", lambda session, rest: False),
 )
 COMMANDS = table(*LISTED)

@@ -17,7 +17,7 @@ def huggingface_routes(service):
         asked = Asked(body.inputs.question, body.inputs.context, top_k, adapter, impossible)
         ((prediction, threshold),) = await service.predict(request, [asked])
         found = [
-            {"score": span.probability, "start": span.start, "end": span.end, "answer": span.text}
+            {"score": span.probability, "start": max(span.start, 0), "end": max(span.end, 0), "answer": span.text}
             for span in prediction.spans[:top_k]
         ]
         if threshold is not None and prediction.answer(threshold) is None or not found:

@@ -52,6 +52,22 @@ def test_a_stop_token_ends_a_row_and_leaves_the_others():
     assert found[0].tokens == free[0].tokens[:3] and found[0].stopped
 
 
+def test_a_run_begins_where_it_may():
+    """Of "_ in _ 1807" with blanks at 0 and 2, nothing begins with a blank, and a run may hold one."""
+    constraint = SpanConstraint([9, 4, 9, 7], (), 1, starts=[1, 3])
+    assert constraint.allowed() == {4, 7}
+    constraint.take(4)
+    assert constraint.allowed() == {9, 1}
+    constraint.take(9)
+    assert constraint.allowed() == {7, 1} and constraint.places(2) == [(1, 2)]
+
+
+def test_however_cold_something_is_said():
+    log_p = torch.tensor([[-3.0, -0.5, -7.0], [-0.1, float("-inf"), -9.0]])
+    assert choose(log_p, 1e-40, 1.0, torch.Generator()).tolist() == [1, 0]
+    assert choose(log_p, 1e-40, 0.5, torch.Generator()).tolist() == [1, 0]
+
+
 def test_sampling_follows_the_probabilities():
     log_p = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(4000, 4)
     generator = torch.Generator().manual_seed(0)

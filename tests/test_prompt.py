@@ -364,3 +364,24 @@ def test_ctrl_c_cancels_an_answer_and_troubles_are_said_once(terminal, tmp_path)
     screen.until("question> ")
     screen.type("/quit\r")
     assert screen.wait() == 0
+
+
+def test_in_a_chat_every_line_is_a_question_and_clear_forgets_it():
+    """/clear used to say that it forgot, keep the conversation, and take the next question for a text."""
+    said, asked, history = [], [], []
+
+    def ask(question, context):
+        asked.append((question, context, len(history)))
+        history.append(question)
+        return Prediction("a", (), None, 0.0, "the model says that there is none"), 0.1
+
+    session = Session(ask, None, said.append, Style(), forget=history.clear)
+    for line in ("Who?", "one line\nand another", "/clear", "Why?"):
+        assert session.handle(line) and session.wants == "question"
+    assert asked == [("Who?", "", 0), ("one line\nand another", "", 1), ("Why?", "", 0)]
+    assert "forgotten; the next line begins a new conversation" in said
+    for name in ("/file x", "/paste", "/context"):
+        session.handle(name)
+        assert said[-1].startswith("there is no command")
+    session.handle("/help")
+    assert said[-1].startswith("Every line you type or paste is a question.") and "/paste" not in said[-1]
