@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from common.errors import InputError
-from common.files import write_json
+from common.files import write_folder, write_json
 
 SHAPES = {
     "tinyllama": dict(
@@ -69,9 +69,11 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     try:
-        if options.out.exists() and any(options.out.iterdir()):
+        if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
             raise InputError(f"{options.out}: is there already; choose another --out")
-        total = write_checkpoint(options.out, options.shape, options.seed)
+        totals = []
+        write_folder(options.out, lambda folder: totals.append(write_checkpoint(folder, options.shape, options.seed)))
+        (total,) = totals
     except InputError as error:
         print(f"bench.shapes: {error}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 import json
 import time
 
+import pytest
 import torch
 
 from bench import decoder_memory, decoding, shapes, small_llama
@@ -58,6 +59,20 @@ def test_a_checkpoint_of_known_shapes_loads(tmp_path, monkeypatch):
             assert sum(p.numel() for p in LlamaForCausalLM(LlamaConfig(**shapes.SHAPES[name])).parameters()) == count
 
 
+def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    assert shapes.main(["toy", "--out", str(tmp_path / "file")]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+    def fail(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shapes, "write_json", fail)
+    with pytest.raises(KeyboardInterrupt):
+        shapes.main(["toy", "--out", str(tmp_path / "toy")])
+    assert not (tmp_path / "toy").exists()
+
+
 def test_decoding_and_memory_are_measured(tmp_path, capfd, monkeypatch):
     assert decoding.seconds_of(lambda: time.sleep(0.01), torch.device("cpu")) >= 0.01
 
@@ -73,7 +88,10 @@ def test_decoding_and_memory_are_measured(tmp_path, capfd, monkeypatch):
     assert [row["row"] for row in rows] == [
         "bf16, batch 1", "bf16, batch 8", "eight questions on one text", "nf4, batch 8"
     ]
-    assert all(abs(row["ratio"] - 1) < 1e-6 for row in rows)
+    assert all(abs(row["ratio"] - 1) < 1e-6 for row in rows if "ours" in row)
+    taken = rows[2]["seconds"]
+    for beside, way in (("beside one by one", "one by one"), ("beside a batch", "batch")):
+        assert rows[2][beside] == taken[way] / taken["prefix reused"]
     assert all(abs(row[side] - 1000) < 1e-3 for row in rows if "ours" in row for side in ("ours", "theirs"))
     assert set(rows[0]["share_of_bandwidth"]) == {"ours", "theirs"}
     monkeypatch.setattr(decoding, "seconds_of", lambda work, device: 1e-3)

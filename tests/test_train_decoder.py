@@ -69,7 +69,7 @@ def test_a_full_run_is_scored_and_opens_in_transformers(full, decoder_place):
     text = "A miller lived there for 5 years."
     ours_ids = ours.tokenizer.encode(text, add_special_tokens=False).ids
     assert their_tokenizer.encode(text, add_special_tokens=False) == ours_ids
-    assert their_tokenizer.chat_template == "{{ '<|user|>' }}" and ours.settings.chat == "llama3"
+    assert their_tokenizer.chat_template == "{{ '<|start_header_id|>' }}" and ours.settings.chat == "llama3"
 
 
 def test_an_adapter_goes_to_peft_and_comes_back(lora, decoder_place):
@@ -189,6 +189,7 @@ def test_print_prompt_shows_what_is_asked(decoder_place, capsys, tmp_path):
         ({"tune": "prompt", "prompt_tokens": 250}, "leave no room in 256"), ({"tune": "bitfit"}, "has no biases"),
         ({"length_penalty": 0.5}, "--length-penalty is for a span head"), ({"template": "no slots"}, "needs {context}"),
         ({"window_overlap": None, "window_step": 9}, "--window-step is for a span head"),
+        ({"dropout": 0.1}, "--dropout is for a BERT"), ({"attention_dropout": 0.2}, "--attention-dropout is for a BERT"),
         ({"window_length": 300}, "longer than this model's 256 positions"), ({"dev": "talk"}, "one kind at a time"),
     ],
 )
@@ -225,8 +226,10 @@ def test_infer_serves_a_decoder_without_being_told(full, lora, decoder_place, tm
         found = answered(capsys, "--model", model, "--question", "How long?", "--context", context)
         shown = [*found["runners_up"], *([found] if found["answer"] else [])]
         assert all(context[one["start"] : one["end"]] == one.get("text", one.get("answer")) for one in shown)
-    ask = ["--model", full, "--question", "How long?", "--context", context, "--null-threshold", 1e6]
-    assert context.count(answered(capsys, *ask)["answer"]) > 0
+    ask = ["--model", full, "--question", "How long?", "--context", context]
+    assert context.count(answered(capsys, *ask, "--null-threshold", 1e6)["answer"]) > 0
+    assert infer.main(list(map(str, [*ask, "--null-threshold", 1e6, "--decode", "greedy"]))) == 2
+    assert "--null-threshold is for --decode span" in capsys.readouterr().err
     free = answered(capsys, *ask, "--decode", "greedy")
     assert (free["start"] is None) == (free["answer"] not in context)
     drawn = [answered(capsys, *ask, "--decode", "sample", "--temperature", 3, "--seed", s)["answer"] for s in (1, 1, 2)]
@@ -243,6 +246,35 @@ def test_infer_serves_a_decoder_without_being_told(full, lora, decoder_place, tm
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(script.encode())))
     assert infer.main(["--model", str(full), "--decode", "greedy"]) == 0
     assert "not in the text" in capsys.readouterr().out
+
+
+def test_documents_want_a_place(full, tmp_path, capsys):
+    """A free answer used to be given the line before the passage, or the whole file."""
+    (tmp_path / "mill.md").write_text("The river runs past the old mill. A miller lived there for 5 years.")
+    argv = ["--model", full, "--docs", tmp_path, "--rank", "bm25", "--cache", "none", "--question", "How long?"]
+    assert infer.main([*map(str, argv), "--decode", "greedy"]) == 2
+    assert "--docs: an answer from documents has its place there" in capsys.readouterr().err
+    assert infer.main(list(map(str, argv))) == 0
+
+
+def test_other_shots_are_not_gone_on_with(decoder_place, tmp_path, capsys):
+    shots, out = tmp_path / "shots.json", tmp_path / "out"
+    shot = {"context": "Ada lived in Riga.", "question": "Where?", "answers": [{"text": "Riga", "answer_start": 13}]}
+    shots.write_text(json.dumps([shot]))
+    with Nursery(tmp_path) as nursery:
+        argv = arguments(*decoder_place, out, **SHORT | {"max_steps": 4, "save_every": 2, "shots": shots, "window_length": 150})
+        assert nursery.run(argv, ("training.step", "answer_loss", 8)) == -9
+        shots.write_text(json.dumps([shot | {"question": "Where then?"}]))
+        assert nursery.run([*argv, "--resume"]) == 2
+        assert "the data files of this run changed since it began" in nursery.err.read_text()
+
+
+def test_a_first_text_that_is_empty_leaves_the_count_of_what_is_not_in_its_text(full, tmp_path, capsys):
+    rows = [{"question": "Who?", "context": ""}, {"question": "How long?", "context": "A miller lived there for 5 years."}]
+    (tmp_path / "asked.json").write_text(json.dumps(rows))
+    argv = ["--model", full, "--predict", tmp_path / "asked.json", "--out", tmp_path / "out", "--decode", "greedy"]
+    assert infer.main(list(map(str, argv))) == 0
+    assert "not_in_text" in json.loads((tmp_path / "out/metrics.json").read_text())
 
 
 @pytest.mark.parametrize("decode", ["span", "greedy"])
@@ -305,3 +337,28 @@ def test_losses_that_cannot_be_kept_are_refused_before_anything_is_written(decod
     assert run(decoder_place, tmp_path / "out", record_losses=True) == 2
     assert "--record-losses: kept of windows with a span head" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_modelfile_is_written_where_ollama_can_read_the_vocabulary(tmp_path, decoder_place, capsys):
+    """Of SentencePiece's kind it reads tokenizer.model; from tokenizer.json it would make GPT-2's of it, in silence."""
+    from data.tokenizer import is_byte_level, save_tokenizer
+    from tests.test_pieces import sentence_pieces
+    from tests.tiny_decoder import make_folder, make_model
+    from model.weights import save_weights
+
+    tokenizer, base = sentence_pieces("prepend"), make_folder(tmp_path / "base")
+    assert not is_byte_level(tokenizer) and not is_byte_level(sentence_pieces("first")) and is_byte_level(make_tokenizer())
+    save_weights(make_model(tokenizer.get_vocab_size()), base)
+    save_tokenizer(tokenizer, base, {"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ '[INST]' }}"})
+    assert run((decoder_place[0], base), tmp_path / "run", **LORA) == 0
+    capsys.readouterr()
+    assert merge.main(["--adapter", str(tmp_path / "run"), "--out", str(tmp_path / "without")]) == 0
+    assert "no Modelfile for Ollama: it reads such a vocabulary from tokenizer.model" in capsys.readouterr().out
+    assert not (tmp_path / "without/Modelfile").exists()
+    (base / "tokenizer.model").write_bytes(b"pieces")
+    assert merge.main(["--adapter", str(tmp_path / "run"), "--out", str(tmp_path / "with")]) == 0
+    assert (tmp_path / "with/tokenizer.model").read_bytes() == b"pieces" and "[INST]" in (tmp_path / "with/Modelfile").read_text()
+    again = Reader.load(tmp_path / "with", device="cpu", precision="fp32")
+    (tmp_path / "again").mkdir()
+    again.save(tmp_path / "again")
+    assert (tmp_path / "again/tokenizer.model").read_bytes() == b"pieces"

@@ -28,6 +28,9 @@ def settings_for(source, options, null_threshold):
     decoder = head == "answer"
     if options.attention is not None and (decoder or not llama):
         raise InputError("--attention is for a LLaMA with --head span")
+    for name in ("dropout", "attention_dropout") if llama else ():
+        if asked(options, name):
+            raise InputError(f"--{name.replace('_', '-')} is for a BERT: {options.model} is a LLaMA, which has none")
     attention = options.attention or getattr(stored, "attention", None) or "causal"
     for names, wrong, owner in ((FOR_DECODERS, not decoder, "a decoder"), (FOR_SPANS, decoder, "a span head")):
         for name in names:

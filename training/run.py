@@ -192,7 +192,7 @@ def describe_run(options, source, files, device, precision, fingerprint=None, pr
         "data": {
             part: [{"path": str(path), "sha256": file_hash(path)} for path in paths]
             for part, paths in zip(("train", "dev"), files, strict=True)
-        },
+        } | ({"shots": [{"path": str(options.shots), "sha256": file_hash(options.shots)}]} if options.shots else {}),
         "adapters": [
             {"path": str(path), "sha256": file_hash(path)}
             for folder in options.adapter or () for path in sorted(folder.rglob("adapter_*")) if path.is_file()
