@@ -60,10 +60,12 @@ def build_ours(job, way):
     """Our side, by Reader.load and Reader.predict."""
     from answering.reader import Reader
     from common.pages import keep_pages
+    from model.packed import pack_linears
 
     keep_pages()  # as infer.py --predict does
     quant, _, precision = way.rpartition("+")
     reader = Reader.load(job["model"], device="cpu", precision=precision, **({"quant": quant} if quant else {}))
+    pack_linears(reader.model, reader.device, precision)  # the same
     return reading(job, reader, {"precision": quant or precision})
 
 

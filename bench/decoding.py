@@ -16,7 +16,9 @@ import time
 import torch
 
 from common.errors import InputError
+from common.pages import keep_pages
 from model.generate import Prefix, go_on
+from model.packed import pack_linears
 from model.precision import choose_device
 from model.quant import FourBit
 from model.weights import load_model
@@ -26,8 +28,11 @@ NEVER = -1  # as the stop token: all answers have all tokens
 
 def ours(folder, device, four_bit):
     """Our model in bf16 or in 4 bits."""
+    keep_pages()  # as infer.py --predict does
     model, _ = load_model(folder, four_bit=FourBit.named("nf4", "bf16") if four_bit else None, keep_16_bits=True)
-    return model.to(device).to(torch.bfloat16).eval()
+    model = model.to(device).to(torch.bfloat16).eval()
+    pack_linears(model, device, "bf16")  # as infer.py --predict does
+    return model
 
 
 def theirs(folder, device, four_bit):
@@ -145,7 +150,7 @@ def measure(options):
             row = {"row": f"{'nf4' if four_bit else 'bf16'}, batch {batch}", **found,
                    "ratio": found["ours"] / found["theirs"]}
             if not four_bit:
-                size = sum(p.numel() * p.element_size() for name, p in mine.named_parameters() if "embed" not in name)
+                size = sum(p.numel() * p.element_size() for name, p in other.named_parameters() if "embed" not in name)
                 row["share_of_bandwidth"] = {
                     name: rate / batch * size / bandwidth for name, rate in found.items()
                 }

@@ -12,6 +12,7 @@ from common.files import write_folder, write_json, write_pairs
 from common.pages import keep_pages
 from data.documents import counted
 from metrics import evaluate_v1, text_scores
+from model.packed import pack_linears
 from training.together import predict_together
 from training.distributed import Ranks
 from training.evaluate import (
@@ -117,9 +118,11 @@ def choose_null(dataset, settings, asked):
 def answer_all(reader, examples, policy, *, tokens_per_batch, progress=None, ranks=Ranks()):
     """(predictions in order, metrics without latency), or None on all ranks but the first.
 
-    What is timed goes from texts to answers.
+    What is timed goes from texts to answers. The reader can do nothing else afterwards (see `pack_linears`).
     """
     keep_pages()
+    _, total = parameter_counts(reader.model)
+    pack_linears(reader.model, reader.device, reader.precision)
     began = time.perf_counter()
     predictions = predict_together(
         ranks, reader, examples, offer_null=policy.offered, progress=progress, tokens_per_batch=tokens_per_batch
@@ -127,7 +130,6 @@ def answer_all(reader, examples, policy, *, tokens_per_batch, progress=None, ran
     if predictions is None:
         return None
     seconds = time.perf_counter() - began
-    _, total = parameter_counts(reader.model)
     windows = sum(prediction.windows for prediction in predictions)
     tokens, cut_questions = count_tokens(reader, examples)
     metrics = score(examples, predictions, policy.threshold) or {}
