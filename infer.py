@@ -37,7 +37,10 @@ def main(argv=None):
         modes = {
             "predict": predict, "documents": ask_documents, "question": answer_once, "prompt": open_prompt,
         }
-        return modes[choose_mode(options)](options)
+        mode = choose_mode(options)
+        if mode != "predict":
+            refuse_ranks(os.environ)
+        return modes[mode](options)
     except InputError as error:
         print(f"{signed('infer.py')}: {one_line(str(error))}", file=sys.stderr)
         return 2
@@ -77,6 +80,12 @@ def read_context(options):
         return sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"--context-file -: standard input is not UTF-8 (at byte {error.start})") from None
+
+
+def refuse_ranks(environ):
+    """Refuse to ask one question, or to talk, in several processes at once."""
+    if int(environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("torchrun splits the questions of --predict; without it, call infer.py alone")
 
 
 def answer_once(options):

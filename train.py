@@ -73,18 +73,21 @@ def plan(options):
 
     if "RANK" in os.environ or options.shard:
         raise InputError("--plan: tries one process; call it without torchrun and --shard")
-    options, began = settle_options(options), time.perf_counter()
+    options, began, done = settle_options(options), time.perf_counter(), 0
     if options.resume:
         run = RunFolder(options.out)
         if run.config.is_file():
-            options = recorded_options(options, run)
+            options, done = recorded_options(options, run), run.steps_done()
         else:
             refuse_guessing(options)
+        if run.finished:
+            print(f"{run.root}: this run is finished; nothing to do")
+            return 0
     prepared = prepare(options, Ranks(), tqdm_bytes, tqdm_texts)
     seconds = time.perf_counter() - began
     try:
         with tqdm_texts(None, "trying out", " steps") as bar:
-            foreseen = foresee(options, prepared, bar)
+            foreseen = foresee(options, prepared, bar, done)
     except NonFinite as error:
         print(f"train.py: trying it out: {error}; choose --precision fp32 or other weights", file=sys.stderr)
         return 1

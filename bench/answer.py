@@ -15,6 +15,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from bench.report import in_a_sentence
 from common.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -186,35 +187,31 @@ def report(options, config, examples, answers, last, rates):
         write_json(options.json, whole(rows, setup=setup, sides=sides, rates=medians, matrix_flops_per_second=rates))
 
 
+@in_a_sentence("bench.answer")
 def main(argv=None):
     """Compare, print the table, write --json; returns the exit code."""
-    try:
-        options = parse(argv)
-        check_peers(options)
-        from bench.export import export_int8
-        from common.files import check_target
-        from data.readers import read_dataset
-        from model.weights import read_config
+    options = parse(argv)
+    check_peers(options)
+    from bench.export import export_int8
+    from common.files import check_target
+    from data.readers import read_dataset
+    from model.weights import read_config
 
-        if options.json:
-            check_target(options.json)
-        config = read_config(options.model)
-        dataset = read_dataset(options.data, misaligned="keep").examples
-        examples = draw(dataset, (2 + options.pairs) * options.block, options.seed, options.data)
-        with tempfile.TemporaryDirectory(prefix="bench-answer-") as name:
-            job = {
-                "model": str(Path(options.model).resolve()), "block": options.block,
-                "onnx": str(Path(name) / "int8.onnx"),
-                "questions": [(example.id, example.question, example.context) for example in examples],
-            }
-            if "onnxruntime" in options.peer:
-                export_int8(Path(options.model), job["onnx"])
-            path = Path(name) / "job.json"
-            path.write_text(json.dumps(job), encoding="utf-8")
-            report(options, config, examples, *measure(options, path, config))
-    except InputError as error:
-        print(f"bench.answer: {error}", file=sys.stderr)
-        return 2
+    if options.json:
+        check_target(options.json)
+    config = read_config(options.model)
+    dataset = read_dataset(options.data, misaligned="keep").examples
+    examples = draw(dataset, (2 + options.pairs) * options.block, options.seed, options.data)
+    with tempfile.TemporaryDirectory(prefix="bench-answer-") as name:
+        job = {
+            "model": str(Path(options.model).resolve()), "block": options.block, "onnx": str(Path(name) / "int8.onnx"),
+            "questions": [(example.id, example.question, example.context) for example in examples],
+        }
+        if "onnxruntime" in options.peer:
+            export_int8(Path(options.model), job["onnx"])
+        path = Path(name) / "job.json"
+        path.write_text(json.dumps(job), encoding="utf-8")
+        report(options, config, examples, *measure(options, path, config))
     return 0
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.report import at_least, in_a_sentence
 from common.errors import InputError
 from common.files import check_target, read_json, write_json
 
@@ -114,18 +115,16 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
+@in_a_sentence("bench.growth")
 def main(argv=None):
     """Print a row for each size, memory and time relative to the first; returns the exit code."""
     options = parse(argv)
-    try:
-        if options.json:
-            check_target(options.json)
-        curves = measure(options)
-        if options.json:
-            write_json(options.json, curves)
-    except InputError as error:
-        print(f"bench.growth: {error}", file=sys.stderr)
-        return 2
+    at_least(1, sizes=options.sizes, steps=options.steps, batch_size=options.batch_size)
+    if options.json:
+        check_target(options.json)
+    curves = measure(options)
+    if options.json:
+        write_json(options.json, curves)
     return 0
 
 

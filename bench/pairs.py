@@ -23,7 +23,7 @@ class Worker:
     def __init__(self, command, environment=None):
         self.process = subprocess.Popen(
             list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-            env=os.environ | (environment or {}),
+            env=os.environ | (environment or {}), start_new_session=True,  # Ctrl-C is this process's business
         )
         self.listen()
 

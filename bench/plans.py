@@ -13,7 +13,9 @@ import sys
 import time
 from pathlib import Path
 
+from bench.report import in_a_sentence
 from common.errors import InputError
+from data.readers import read_dataset
 
 ROOT = Path(__file__).parents[1]
 CALM = ["--dropout", "0", "--attention-dropout", "0"]
@@ -51,21 +53,20 @@ def foretold(printed):
     return seconds_of(seconds), float(re.search(r"^memory: ([\d.]+) GB", printed, re.M)[1]) * 1e9
 
 
+@in_a_sentence("bench.plans")
 def main(argv=None):
     """Plan and run each configuration, print the table; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.plans", description=__doc__.split("\n")[0])
-    parser.add_argument("--train", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--dev", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--train", type=Path, required=True, metavar="FILE", help="questions to learn from")
+    parser.add_argument("--dev", type=Path, required=True, metavar="FILE", help="questions to score on")
+    parser.add_argument("--model", default="minilm", help="as train.py takes it (default minilm)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="of the runs; new")
     options = parser.parse_args(argv)
-    try:
-        if options.out.exists():
-            raise InputError(f"{options.out}: is there already; choose another --out")
-        measure(options)
-    except InputError as error:
-        print(f"bench.plans: {error}", file=sys.stderr)
-        return 2
+    if options.out.exists():
+        raise InputError(f"{options.out}: is there already; choose another --out")
+    for path in (options.train, options.dev):
+        read_dataset([path])
+    measure(options)
     return 0
 
 

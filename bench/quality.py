@@ -6,11 +6,13 @@ size, dropout), before the peer's run, and with its own defaults, after it, so t
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from bench.report import at_least, in_a_sentence, require
 from common.errors import InputError
 from common.files import check_target, read_json, write_json
 
@@ -71,7 +73,7 @@ def write_squad(examples, path):
 def timed(argv):
     """Seconds that a program took as a whole; InputError when it fails."""
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, *map(str, argv)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    done = subprocess.run([sys.executable, *map(str, argv)], cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
     if done.returncode:
         raise InputError(f"{' '.join(map(str, argv))} ended with exit code {done.returncode}")
     return time.perf_counter() - began
@@ -110,7 +112,11 @@ def compare(options):
     start, train, dev = (options.out / name for name in ("start", "train.json", "dev.json"))
     start.mkdir(parents=True)
     options.shape = "minilm"
-    write_start(options, start)
+    try:
+        write_start(options, start)
+    except InputError:
+        shutil.rmtree(options.out)
+        raise
     learned, windows = first_windows(options, learned, start)
     write_squad(learned, train)
     write_squad(asked, dev)
@@ -128,23 +134,17 @@ def compare(options):
     return rows, windows
 
 
+@in_a_sentence("bench.quality")
 def main(argv=None):
     """Compare, print the table, write --json; returns the exit code."""
-    from bench.report import require
-
     options = parse(argv)
-    try:
-        require("transformers")
-        if options.windows < 1:
-            raise InputError(f"--windows {options.windows}: expected a number of at least 1")
-        if options.out.exists():
-            raise InputError(f"{options.out}: is there already; choose another --out")
-        if options.json:
-            check_target(options.json)
-        rows, windows = compare(options)
-    except InputError as error:
-        print(f"bench.quality: {error}", file=sys.stderr)
-        return 2
+    require("transformers")
+    at_least(1, windows=options.windows, window_length=options.window_length)
+    if options.out.exists():
+        raise InputError(f"{options.out}: is there already; choose another --out")
+    if options.json:
+        check_target(options.json)
+    rows, windows = compare(options)
     peer = rows[PEER]["seconds"]
     print(f"{windows:,} windows, one epoch\n| side | seconds | of the peer's | EM | F1 |\n|---|---|---|---|---|")
     for name, row in rows.items():

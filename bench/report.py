@@ -1,5 +1,6 @@
 """What bench.train and bench.answer say of their sides: one table, the ratios under it, and the same as JSON."""
 
+import functools
 import importlib.util
 import os
 import platform
@@ -7,6 +8,34 @@ import sys
 
 from bench.pairs import compare, padding
 from common.errors import InputError
+
+
+def in_a_sentence(program):
+    """Decorate a command's main(argv=None): InputError becomes one sentence and exit code 2, Ctrl-C one and 130."""
+
+    def decorate(main):
+        @functools.wraps(main)
+        def spoken(argv=None):
+            try:
+                return main(argv)
+            except InputError as error:
+                print(f"{program}: {error}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                print(f"{program}: interrupted; what was measured so far is lost", file=sys.stderr)
+                return 130
+
+        return spoken
+
+    return decorate
+
+
+def at_least(least, **numbers):
+    """InputError for an option below `least`, or that is no number."""
+    for name, values in numbers.items():
+        for value in values if isinstance(values, (list, tuple)) else [values]:
+            if not least <= value < float("inf"):
+                raise InputError(f"--{name.replace('_', '-')} {value:g}: expected a number of at least {least:g}")
 
 
 def require(*packages):

@@ -6,6 +6,8 @@ Shapes are BERT-base's, weights random; nothing is timed. --step-seconds says ho
 import argparse
 import sys
 
+from bench.report import at_least, in_a_sentence
+
 SIZES = (1, 8, 64, 512)
 
 
@@ -25,12 +27,14 @@ def methods():
         yield name, model
 
 
+@in_a_sentence("bench.scaling")
 def main(argv=None):
     """Print two tables; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.scaling", description=__doc__.split("\n")[0])
     parser.add_argument("--step-seconds", type=float, default=0.1, help="one GPU's step on its windows (default 0.1)")
     parser.add_argument("--between", type=float, default=50e9, help="bytes per second and GPU between machines")
     options = parser.parse_args(argv)
+    at_least(1e-9, step_seconds=options.step_seconds, between=options.between)
     from training.wire import Cluster, efficiency, held_bytes, learning_bytes, sent_bytes, sent_bytes_sharded
 
     cluster = Cluster(between=options.between)

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from bench.report import in_a_sentence
 from common.errors import InputError
 
 BATCH = {"shipped": 12, "tuned": 32}  # as run_qa.py's README has it, and what suits two cores
@@ -159,26 +160,23 @@ def measure(options, job, config, folder):
     return answers, last, rates
 
 
+@in_a_sentence("bench.train")
 def main(argv=None):
     """Compare, print the table, write --json; returns the exit code."""
-    try:
-        options = parse(argv)
-        from bench.report import require
+    options = parse(argv)
+    from bench.report import require
 
-        require("transformers", *NEEDED[options.tune])
-        from common.files import check_target
+    require("transformers", *NEEDED[options.tune])
+    from common.files import check_target
 
-        if options.json:
-            check_target(options.json)
-        with tempfile.TemporaryDirectory(prefix="bench-train-") as name:
-            folder = Path(name)
-            (folder / "start").mkdir()
-            config = write_start(options, folder / "start")
-            job = make_job(options, folder / "start")
-            report(options, job, config, *measure(options, job, config, folder))
-    except InputError as error:
-        print(f"bench.train: {error}", file=sys.stderr)
-        return 2
+    if options.json:
+        check_target(options.json)
+    with tempfile.TemporaryDirectory(prefix="bench-train-") as name:
+        folder = Path(name)
+        (folder / "start").mkdir()
+        config = write_start(options, folder / "start")
+        job = make_job(options, folder / "start")
+        report(options, job, config, *measure(options, job, config, folder))
     return 0
 
 

@@ -218,3 +218,50 @@ def test_the_readme_lists_every_command():
     } - parts
     assert len(named) >= 18
     assert not [name for name in sorted(named) if f"`python -m bench.{name}`" not in text]
+
+
+def test_startup_is_measured_by_turns(capsys, monkeypatch):
+    from bench import startup
+
+    clock, order = [0.0], []
+
+    def run(arguments):
+        order.append(arguments[0])
+        clock[0] += 1
+        return {"-c": 2.0, "infer.py": 2.5 + 0.1 * (len(order) > 4)}.get(arguments[0], 0.1)
+
+    monkeypatch.setattr(startup, "seconds_of", run)
+    assert startup.main(["--rounds", "3"]) == 0
+    assert len(order) == 4 * 4 and "an answer takes 0.60 s more than the import (0.60 to 0.60)" in capsys.readouterr().out
+    assert startup.main(["--rounds", "0"]) == 2
+    assert capsys.readouterr().err == "bench.startup: --rounds 0: expected a number of at least 1\n"
+    monkeypatch.undo()
+    assert startup.seconds_of(["-c", "pass"]) > 0
+    monkeypatch.setattr(startup, "PROCESSES", {startup.BARE: ["-c", "raise SystemExit(3)"]})
+    assert startup.main(["--rounds", "1"]) == 2
+    assert "ended with exit code 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command, argv, sentence", [
+    ("scaling", ["--step-seconds", "0"], "--step-seconds 0: expected a number of at least 1e-09"),
+    ("scaling", ["--between", "nan"], "--between nan"), ("scaling", ["--step-seconds", "inf"], "--step-seconds inf"),
+    ("growth", ["--sizes", "5", "0"], "--sizes 0: expected"), ("growth", ["--steps", "0"], "--steps 0: expected"),
+    ("plans", ["--train", "none.json", "--dev", "none.json", "--out", "new"], "none.json: there is no such file"),
+    ("plans", ["--train", "none.json", "--dev", "none.json", "--out", "."], ".: is there already"),
+])
+def test_numbers_and_files_that_cannot_be_are_refused_first(command, argv, sentence, capsys):
+    import importlib
+
+    assert importlib.import_module(f"bench.{command}").main(argv) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"bench.{command}: ") and sentence in said.err and said.out == ""
+
+
+def test_an_interruption_is_a_sentence(capsys):
+    from bench.report import in_a_sentence
+
+    @in_a_sentence("bench.x")
+    def stopped(argv=None):
+        raise KeyboardInterrupt
+
+    assert stopped() == 130 and capsys.readouterr().err.startswith("bench.x: interrupted")

@@ -216,6 +216,12 @@ def test_a_file_of_questions_is_split_and_written_once(nursery, case, tiny_folde
     assert metrics[0]["windows"] == metrics[1]["windows"] and metrics[0]["f1"] == pytest.approx(metrics[1]["f1"])
 
 
+def test_one_question_is_not_asked_by_several(nursery, tiny_folder):
+    argv = ["--model", tiny_folder, "--question", "Who?", "--context", "Ada."]
+    assert nursery.run(argv, ranks=2, call="infer:main") == [2, 2]
+    assert "torchrun splits the questions of --predict" in nursery.errors(2)[0] and nursery.out.read_text() == ""
+
+
 @pytest.mark.parametrize("what", ["questions", "model"])
 def test_ranks_that_would_answer_other_things_are_refused(nursery, case, tiny_folder, what):
     """Two machines: the same paths, other files there."""

@@ -158,7 +158,20 @@ def test_the_rest_of_a_run_is_planned_by_its_own_options(place, tmp_path, capsys
     assert train.main([*map(str, arguments(*place, out, max_steps=2))]) == 0
     capsys.readouterr()
     assert train.main(["--resume", "--out", str(out), "--plan"]) == 0
-    assert "steps: 2, over" in capsys.readouterr().out
+    assert "this run is finished; nothing to do" in capsys.readouterr().out
+    (out / "metrics.json").unlink()
+    (out / "checkpoints/step-00000002").rename(out / "checkpoints/step-00000001")  # as if it had been stopped there
+    assert train.main(["--resume", "--out", str(out), "--plan"]) == 0
+    assert "steps: 1, over" in capsys.readouterr().out
+
+
+def test_what_is_behind_a_run_is_not_planned_again(prepared):
+    options, ready = prepared
+    whole, rest = plan.foresee(options, ready, Bar()), plan.foresee(options, ready, Bar(), 9)
+    assert rest.steps == whole.steps - 9
+    evaluations = {*range(14, whole.steps, 7), whole.steps}
+    assert rest.scoring[0] == len(evaluations)
+    assert rest.saving[0] == len(evaluations | {*range(10, whole.steps + 1, 5)})
 
 
 def test_numbers_that_are_not_finite_end_a_plan_in_a_sentence(place, tmp_path, capsys, monkeypatch):

@@ -72,6 +72,13 @@ class RunFolder:
             raise InputError(f"{self.config}: options: expected an object; the file is not a run's")
         return values
 
+    def steps_done(self):
+        """Steps that the newest checkpoint stands after; 0 without one."""
+        from training.state import complete_checkpoints
+
+        whole = complete_checkpoints(self.checkpoints)
+        return int(whole[-1].name.removeprefix("step-")) if whole else 0
+
     def append_log(self, record):
         """Add a step's record to log.jsonl."""
         try:

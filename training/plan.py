@@ -36,7 +36,7 @@ LEARNING = dict.fromkeys(OPTIMIZERS, 6) | {"adamw": 12}  # bytes of a learned nu
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """steps: of the whole run. step_seconds: of the mean one. scoring: (times, seconds of each). saving: likewise.
+    """steps: that are still to do. step_seconds: of the mean one. scoring: (times, seconds of each). saving: likewise.
 
     peak_bytes: what the run holds at most, on the device. free_bytes: what it may hold, or None where unknown.
     largest: tokens of the largest micro-batch that fits, or None. tried: False when even a plan did not fit.
@@ -135,8 +135,11 @@ def held(device):
     return resident_bytes() or resident_bytes(peak=True)
 
 
-def foresee(options, prepared, bar):
-    """Try steps of what `training.setup.prepare` gave; returns a Plan. bar: counts them. The model learns nothing lasting."""
+def foresee(options, prepared, bar, done=0):
+    """Try steps of what `training.setup.prepare` gave; returns a Plan. The model learns nothing lasting.
+
+    bar: counts them. done: steps that the run has behind it; the plan is of the rest.
+    """
     reader, windows, device = prepared.reader, prepared.windows, prepared.device
     give_pages_back()  # what reading the data left free would hide how memory grows
     keep_pages()
@@ -154,10 +157,11 @@ def foresee(options, prepared, bar):
 
     steps_per_epoch = -(-len(windows) // options.batch_size)
     total, evaluations = plan_steps(options, steps_per_epoch, has_dev=prepared.dev_set is not None)
+    evaluations = {step for step in evaluations if step > done or done == 0}
     batches = epoch_batches(windows.length, options.batch_size, options.seed, epoch=0)
     padded = [padded_tokens(windows.length, batch, options.tokens_per_micro_batch) for batch in batches]
     longest, free = int(windows.length.max()), free_memory(device)
-    common = dict(steps=total, windows=len(windows), free_bytes=free, longest=longest)
+    common = dict(steps=total - done, windows=len(windows), free_bytes=free, longest=longest)
 
     reader.model.train()
     numbers = sum(parameter.numel() for parameter in learning(reader.model).values())
@@ -181,7 +185,8 @@ def foresee(options, prepared, bar):
         step(batches[place])
     seconds = float(np.mean([step(batches[place]) for place in chosen]))
     scoring = len(evaluations), scoring_seconds(prepared)
-    saves = len(evaluations | set(range(options.save_every, total + 1, options.save_every)) | {total})
+    saved = range(done - done % options.save_every + options.save_every, total + 1, options.save_every)
+    saves = len(evaluations | set(saved) | {total})
     saving = saves, saving_seconds(reader.model, optimizer, scaler)
     peak = max(held(device), base) if device.type == "cuda" else peak_memory_bytes(device)
     return Plan(step_seconds=seconds, scoring=scoring, saving=saving, peak_bytes=peak, largest=largest, **common)
