@@ -26,6 +26,7 @@ SHAPES = {  # of random weights: hidden size, layers, heads, feed-forward size
     "bert-large": (1024, 24, 16, 4096),
 }
 NEEDED = {"full": (), "lora": ("peft",), "qlora": ("peft", "bitsandbytes", "accelerate")}
+SQUAD_WINDOWS, SQUAD_LENGTH = 88_524, 384  # that run_qa.py makes of train-v1.1.json
 BARE = "ours, no attention dropout"
 
 
@@ -202,6 +203,9 @@ def report(options, job, config, answers, last, rates):
           f"{job.steps} steps, {job.total_steps} steps of each side in all")
     print("\n".join(table("windows", medians, sides, columns)))
     print("\n".join(map(ratio_line, rows)))
+    if options.window_length == SQUAD_LENGTH:
+        print("; ".join(f"{name}: {2 * SQUAD_WINDOWS / median / 60:.1f} min" for name, median in medians.items())
+              + f", for two epochs of SQuAD v1.1 ({SQUAD_WINDOWS:,} windows each) if these windows were like its own")
     print("matrix rate: " + ", ".join(f"{name} {value / 1e9:,.0f} GFLOP/s" for name, value in rates.items()))
     if options.json:
         write_json(options.json, whole(rows, job=asdict(job), matrix_flops_per_second=rates))

@@ -89,8 +89,9 @@ def test_ours_beside_ours_is_one(tiny_place, tmp_path):
     assert last[0]["held_out_loss"] == last[1]["held_out_loss"]
 
 
-def test_a_tiny_comparison(tiny_place, tmp_path, capsys):
+def test_a_tiny_comparison(tiny_place, tmp_path, capsys, monkeypatch):
     model, data = tiny_place
+    monkeypatch.setattr(train, "SQUAD_LENGTH", WINDOW)
     argv = ["--data", data, "--model", model, "--window-length", WINDOW, "--held-out-windows", 7, "--pairs", 2,
             "--steps", 2, "--batch-size", 5, "--threads", 1, "--without-attention-dropout", "--ours=--precision fp32",
             "--json", tmp_path / "found.json"]
@@ -107,7 +108,11 @@ def test_a_tiny_comparison(tiny_place, tmp_path, capsys):
         assert all(0 < share < 1 for share in row["gemm_share"].values())
         assert all(peak > 1e8 for peak in row["peak_bytes"].values())
     shown = capsys.readouterr().out
-    assert re.search(r"\| transformers, tuned \| \d+\.\d\d \|", shown) and "(" in shown.splitlines()[-2]
+    assert re.search(r"\| transformers, tuned \| \d+\.\d\d \|", shown)
+    *_, ratio, epochs, rates = shown.splitlines()
+    assert " times (" in ratio and rates.startswith("matrix rate: ")
+    minutes = float(re.search(r"transformers, tuned: ([\d.]+) min", epochs)[1])
+    assert minutes == pytest.approx(2 * 88_524 / found["peer"] / 60, abs=0.06)
 
 
 @pytest.mark.parametrize("argv, sentence", [
