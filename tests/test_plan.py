@@ -57,13 +57,19 @@ def test_the_sampled_steps_stand_for_all(prepared, monkeypatch):
 
     monkeypatch.setattr(plan, "train_step", pretend)
     monkeypatch.setattr(plan.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(plan, "HEAP_SECONDS", 1e9)
     bar = Bar()
     found = plan.foresee(options, ready, bar)
     batches = epoch_batches(lengths, 1, options.seed, 0)
     true = sum(map(cost, batches)) / len(batches)
     assert len(batches) > 3 * plan.SAMPLES and np.std([cost(b) for b in batches]) > 0.05 * true
     assert found.step_seconds == pytest.approx(true, rel=0.05)
-    assert bar.count == 3 + 1 + plan.WARM_UP + plan.SAMPLES
+    tried = 3 + 1 + plan.WARM_UP + plan.SAMPLES
+    assert bar.count - tried == min(plan.HEAP_STEPS, len(batches))
+    monkeypatch.setattr(plan, "HEAP_SECONDS", 3.5 * true)
+    bar.count = 0
+    plan.foresee(options, ready, bar)
+    assert 3 <= bar.count - tried <= 6  # no longer than it may take
     assert found.steps == 4 * len(batches)
     evaluations = {*range(7, found.steps, 7), found.steps}
     assert found.scoring[0] == len(evaluations)

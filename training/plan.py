@@ -2,7 +2,8 @@
 
 Time: the epoch's steps are sorted by their padded tokens, and the middle one of each of SAMPLES equal parts is run. Their
 mean is the mean step's time, whatever the time depends on; nothing is fitted. Scoring and saving are tried out likewise.
-Memory: what the process holds after the largest micro-batch, an evaluation and a checkpoint. How it grows with a
+Memory: what the process holds after the largest micro-batch, the run's first steps, an evaluation and a checkpoint: the heap
+of a CPU's process grows for some dozens of steps, as tensors of ever other sizes part what is free. How it grows with a
 micro-batch is seen from two small ones first, so that one that would not fit is never tried.
 """
 
@@ -29,6 +30,7 @@ from training.step import train_step
 
 SAMPLES = 8  # steps that are timed
 WARM_UP = 2  # steps before them
+HEAP_STEPS, HEAP_SECONDS = 48, 60  # of the run's first steps on a CPU, as many as either allows
 QUESTIONS = 96  # that are answered to time an evaluation
 ROOM = 0.95  # of the memory that is free, what a run may take
 LEARNING = dict.fromkeys(OPTIMIZERS, 6) | {"adamw": 12}  # bytes of a learned number's gradient and two moments
@@ -184,6 +186,11 @@ def foresee(options, prepared, bar, done=0):
     for place in chosen[:WARM_UP]:
         step(batches[place])
     seconds = float(np.mean([step(batches[place]) for place in chosen]))
+    began = time.perf_counter()
+    for batch in batches[: HEAP_STEPS if device.type == "cpu" else 0]:
+        if time.perf_counter() - began > HEAP_SECONDS:
+            break
+        step(batch)
     scoring = len(evaluations), scoring_seconds(prepared)
     saved = range(done - done % options.save_every + options.save_every, total + 1, options.save_every)
     saves = len(evaluations | set(saved) | {total})
