@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, replace
 
+from common.pages import give_pages_back
 from common.spill import Spill
 from data.documents import counted
 from metrics import best_threshold, evaluate_v1, evaluate_v2, question_scores, split_halves, text_scores
@@ -49,11 +50,13 @@ def evaluate(reader, examples, *, may_lack_answer, threshold=None, tune=True, pr
     as it is unless `tune`; then it is searched on one half of the contexts and the scores of both halves
     are told apart, since the half it was tuned on flatters it.
     """
+    give_pages_back()  # what lies free between training's tensors fits an evaluation's but in part, and theirs the next steps'
     began = time.perf_counter()
     predictions = predict_together(ranks, reader, examples, offer_null=may_lack_answer, progress=progress)
+    seconds = time.perf_counter() - began
+    give_pages_back()
     if predictions is None:
         return None
-    seconds = time.perf_counter() - began
     windows = sum(p.windows for p in predictions)
     if not may_lack_answer:
         texts = {p.id: answer_text(p, None) for p in predictions}
