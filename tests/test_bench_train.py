@@ -85,7 +85,7 @@ def test_ours_beside_ours_is_one(tiny_place, tmp_path):
         train.check_same_work(answers)
         last = [worker.end() for worker in workers.values()]
     found = compare(*answers.values())
-    assert 0.8 < found["ratio_median"] < 1.25
+    assert 0.6 < found["ratio_median"] < 1.6  # pieces of tens of milliseconds, on whatever machine tests run
     assert last[0]["held_out_loss"] == last[1]["held_out_loss"]
 
 
