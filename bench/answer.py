@@ -15,7 +15,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.report import in_a_sentence
+from bench.report import at_least, measuring
 from common.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -49,10 +49,7 @@ def parse(argv):
     add("--seed", type=int, default=0, help="of the contexts that are drawn")
     add("--json", type=Path, metavar="FILE", help="also write the numbers there")
     options = parser.parse_args(argv)
-    for name, values in (("pairs", [options.pairs]), ("block", [options.block]), ("threads", options.threads or [1]),
-                         ("batch-tokens", options.batch_tokens)):
-        if min(values) < 1:
-            raise InputError(f"--{name} {min(values)}: expected a number of at least 1")
+    at_least(1, pairs=options.pairs, block=options.block, threads=options.threads or 1, batch_tokens=options.batch_tokens)
     return options
 
 
@@ -187,7 +184,7 @@ def report(options, config, examples, answers, last, rates):
         write_json(options.json, whole(rows, setup=setup, sides=sides, rates=medians, matrix_flops_per_second=rates))
 
 
-@in_a_sentence("bench.answer")
+@measuring("bench.answer")
 def main(argv=None):
     """Compare, print the table, write --json; returns the exit code."""
     options = parse(argv)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.report import at_least, in_a_sentence
+from bench.report import at_least, measuring
 from common.errors import InputError
 from common.files import check_target, read_json, write_json
 
@@ -115,7 +115,7 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-@in_a_sentence("bench.growth")
+@measuring("bench.growth")
 def main(argv=None):
     """Print a row for each size, memory and time relative to the first; returns the exit code."""
     options = parse(argv)

@@ -60,7 +60,7 @@ def run(out, flags, steps, until=None):
                 process.terminate()  # which train.py answers with a checkpoint
                 process.wait()
                 return None
-            time.sleep(1)
+            time.sleep(0.1 if until else 1)
         if process.returncode:
             raise InputError(f"{out}: the training ended with exit code {process.returncode}; run this again to go on")
     return json.loads((out / "metrics.json").read_text(encoding="utf-8"))

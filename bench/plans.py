@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench.report import in_a_sentence
+from bench.report import measuring
 from common.errors import InputError
 from data.readers import read_dataset
 
@@ -53,7 +53,7 @@ def foretold(printed):
     return seconds_of(seconds), float(re.search(r"^memory: ([\d.]+) GB", printed, re.M)[1]) * 1e9
 
 
-@in_a_sentence("bench.plans")
+@measuring("bench.plans")
 def main(argv=None):
     """Plan and run each configuration, print the table; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.plans", description=__doc__.split("\n")[0])

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench.report import at_least, in_a_sentence, require
+from bench.report import at_least, measuring, require
 from common.errors import InputError
 from common.files import check_target, read_json, write_json
 
@@ -98,9 +98,9 @@ def peer_side(options, start, train, dev, out):
 def score(examples, predictions):
     """(exact match, F1) by the official arithmetic, the same for all sides."""
     from metrics import evaluate_v1
+    from training.evaluate import references_of
 
-    references = [(one.id, [answer.text for answer in one.answers]) for one in examples]
-    scores = evaluate_v1(references, predictions)
+    scores = evaluate_v1(references_of(examples), predictions)
     return scores["exact_match"], scores["f1"]
 
 
@@ -134,7 +134,7 @@ def compare(options):
     return rows, windows
 
 
-@in_a_sentence("bench.quality")
+@measuring("bench.quality")
 def main(argv=None):
     """Compare, print the table, write --json; returns the exit code."""
     options = parse(argv)

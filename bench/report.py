@@ -1,6 +1,5 @@
-"""What bench.train and bench.answer say of their sides: one table, the ratios under it, and the same as JSON."""
+"""What bench's commands share: refusals, and what bench.train and bench.answer say of their sides, as a table and as JSON."""
 
-import functools
 import importlib.util
 import os
 import platform
@@ -8,26 +7,12 @@ import sys
 
 from bench.pairs import compare, padding
 from common.errors import InputError
+from common.output import in_a_sentence
 
 
-def in_a_sentence(program):
-    """Decorate a command's main(argv=None): InputError becomes one sentence and exit code 2, Ctrl-C one and 130."""
-
-    def decorate(main):
-        @functools.wraps(main)
-        def spoken(argv=None):
-            try:
-                return main(argv)
-            except InputError as error:
-                print(f"{program}: {error}", file=sys.stderr)
-                return 2
-            except KeyboardInterrupt:
-                print(f"{program}: interrupted; what was measured so far is lost", file=sys.stderr)
-                return 130
-
-        return spoken
-
-    return decorate
+def measuring(program):
+    """`in_a_sentence` for a command that keeps nothing of what it has measured."""
+    return in_a_sentence(program, "interrupted; what was measured so far is lost")
 
 
 def at_least(least, **numbers):

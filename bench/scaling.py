@@ -6,7 +6,7 @@ Shapes are BERT-base's, weights random; nothing is timed. --step-seconds says ho
 import argparse
 import sys
 
-from bench.report import at_least, in_a_sentence
+from bench.report import at_least, measuring
 
 SIZES = (1, 8, 64, 512)
 
@@ -27,7 +27,7 @@ def methods():
         yield name, model
 
 
-@in_a_sentence("bench.scaling")
+@measuring("bench.scaling")
 def main(argv=None):
     """Print two tables; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.scaling", description=__doc__.split("\n")[0])

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.pairs import take_turns
-from bench.report import at_least, in_a_sentence
+from bench.report import at_least, measuring
 from common.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +35,7 @@ def seconds_of(arguments):
     return time.perf_counter() - began
 
 
-@in_a_sentence("bench.startup")
+@measuring("bench.startup")
 def main(argv=None):
     """Print the table and what an answer takes more than the import; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.startup", description=__doc__.split("\n")[0])

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from bench.report import in_a_sentence
+from bench.report import at_least, measuring
 from common.errors import InputError
 
 BATCH = {"shipped": 12, "tuned": 32}  # as run_qa.py's README has it, and what suits two cores
@@ -56,12 +56,8 @@ def parse(argv):
     add("--ours", default="", metavar="FLAGS", help="train.py's flags for our side, so: --ours=\"--no-checkpointing\"")
     add("--json", type=Path, metavar="FILE", help="also write the numbers there")
     options = parser.parse_args(argv)
-    counts = ("pairs", "steps", "questions", "held_out_windows", "batch_size", "window_length")
-    for name in counts:
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: expected a number of at least 1")
-    if options.threads and min(options.threads) < 1:
-        raise InputError(f"--threads {min(options.threads)}: expected a number of at least 1")
+    counts = ("pairs", "steps", "questions", "held_out_windows", "batch_size", "window_length", "threads")
+    at_least(1, **{name: value for name in counts if (value := getattr(options, name)) is not None})
     return options
 
 
@@ -161,7 +157,7 @@ def measure(options, job, config, folder):
     return answers, last, rates
 
 
-@in_a_sentence("bench.train")
+@measuring("bench.train")
 def main(argv=None):
     """Compare, print the table, write --json; returns the exit code."""
     options = parse(argv)

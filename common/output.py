@@ -63,6 +63,26 @@ def guarded_main(program, keep_going=False):
     return decorate
 
 
+def in_a_sentence(program, stopped="interrupted"):
+    """Decorate a command's main(argv=None): InputError becomes a sentence and exit code 2, Ctrl-C one (`stopped`) and 130."""
+
+    def decorate(main):
+        @functools.wraps(main)
+        def spoken(argv=None):
+            try:
+                return main(argv)
+            except InputError as error:
+                print(f"{program}: {error}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                print(f"{program}: {stopped}", file=sys.stderr)
+                return 130
+
+        return spoken
+
+    return decorate
+
+
 class OutputError(Exception):
     """Standard output cannot be written; the cause is the OSError.
 

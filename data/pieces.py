@@ -31,13 +31,13 @@ def behind_special(tokenizer):
 
 @lru_cache(maxsize=4)  # a copy of a large vocabulary takes half a second
 def copies(tokenizer):
-    described = json.loads(tokenizer.to_str())
-    made = []
-    for schemes in (("first", "always"), ("first",)):
-        changed = {
-            **described, "normalizer": described["normalizer"] if len(schemes) == 1 else unprefixed(described["normalizer"]),
-            "pre_tokenizer": unprefixed(described["pre_tokenizer"], schemes),
-        }
+    described, made = json.loads(tokenizer.to_str()), []
+    normalizer, words = described["normalizer"], described["pre_tokenizer"]
+    for changes in (
+        {"normalizer": unprefixed(normalizer), "pre_tokenizer": unprefixed(words, ("first", "always"))},
+        {"pre_tokenizer": unprefixed(words, ("first",))},
+    ):
+        changed = described | changes
         if changed == described:
             made.append(tokenizer)
             continue

@@ -1,26 +1,19 @@
 """What the commands `python -m inside.…` share: refusals as one sentence, and opening what is named."""
 
-import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
 
 from common.errors import InputError
-from common.output import guarded_main
+from common.output import guarded_main, in_a_sentence
 
 
 def command(program, build_parser, act):
     """A main(argv=None) that returns the exit code: what act(options) returns, 2 for unusable input, 130."""
 
     @guarded_main(program)
+    @in_a_sentence(program)
     def main(argv=None):
-        try:
-            return act(build_parser(program).parse_args(argv))
-        except InputError as error:
-            print(f"{program}: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print(f"{program}: interrupted", file=sys.stderr)
-            return 130
+        return act(build_parser(program).parse_args(argv))
 
     return main
 

@@ -17,7 +17,7 @@ OUTPUTS_TOGETHER = 32  # rows of a weight that the kernel's order puts side by s
 
 @cache
 def has_kernel():
-    """Whether bitsandbytes (0.49 or newer) brings the kernel, and this CPU its instructions."""
+    """Whether bitsandbytes brings the kernel (0.50 does), and this CPU its instructions."""
     from bitsandbytes import functional
 
     return hasattr(functional, "_convert_weight_packed_for_cpu") and bool(functional.has_avx512bf16())

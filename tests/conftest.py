@@ -24,6 +24,17 @@ def tiny_encoder_folder(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("tiny-encoder"), with_head=False)
 
 
+@pytest.fixture(scope="session")
+def even_place(tmp_path_factory):
+    """(folder of a BERT of sizes that transformers' fast paths like, data file); to be read only."""
+    from tests.tiny_model import make_folder
+    from tests.tiny_run import write_squad
+
+    folder = tmp_path_factory.mktemp("even")
+    make_folder(folder / "model", hidden_size=32, num_attention_heads=4, intermediate_size=64)
+    return folder / "model", write_squad(folder / "train.json", range(25), with_null=False)
+
+
 @pytest.fixture
 def masks_of_torch(monkeypatch):
     """Dropout draws its masks as torch's own does, for comparisons with a reference from one seed."""

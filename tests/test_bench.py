@@ -258,9 +258,9 @@ def test_numbers_and_files_that_cannot_be_are_refused_first(command, argv, sente
 
 
 def test_an_interruption_is_a_sentence(capsys):
-    from bench.report import in_a_sentence
+    from bench.report import measuring
 
-    @in_a_sentence("bench.x")
+    @measuring("bench.x")
     def stopped(argv=None):
         raise KeyboardInterrupt
 

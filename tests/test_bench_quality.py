@@ -10,22 +10,13 @@ from bench import quality, run_qa
 from data.readers import read_dataset
 from data.tokenizer import load_tokenizer
 from data.windows import WindowSet, WindowSettings
-from tests.tiny_model import make_folder
 from tests.tiny_run import write_squad
 
 LENGTH = 40
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """(folder of a BERT of even sizes, data file)."""
-    folder = tmp_path_factory.mktemp("quality")
-    make_folder(folder / "model", hidden_size=32, num_attention_heads=4, intermediate_size=64)
-    return folder / "model", write_squad(folder / "train.json", range(25), with_null=False)
-
-
-def test_the_peer_reads_the_windows_and_labels_that_ours_does(place):
-    model, data = place
+def test_the_peer_reads_the_windows_and_labels_that_ours_does(even_place):
+    model, data = even_place
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     questions = run_qa.questions_of(data)
     features = run_qa.features_of(questions, tokenizer, LENGTH)
@@ -49,8 +40,8 @@ def test_the_best_span_keeps_order_length_and_bounds():
     assert run_qa.best_span(start, end, 5, 49)[1:] == (30, 48)
 
 
-def test_a_tiny_comparison(place, tmp_path, capsys):
-    model, data = place
+def test_a_tiny_comparison(even_place, tmp_path, capsys):
+    model, data = even_place
     argv = ["--train", data, "--dev", data, "--model", model, "--windows", 17, "--window-length", LENGTH, "--out", tmp_path / "runs",
             "--json", tmp_path / "found.json"]
     assert quality.main(list(map(str, argv))) == 0
@@ -75,8 +66,8 @@ def test_a_tiny_comparison(place, tmp_path, capsys):
     (["--dev", "NULLS"], "has no answer, and the scores are SQuAD v1.1's"),
     (["--window-length", "200"], "--window-length 200: the model has 131 positions"),
 ])
-def test_what_cannot_be_is_said_before_anything_is_timed(place, tmp_path, argv, sentence, capsys, monkeypatch):
-    model, data = place
+def test_what_cannot_be_is_said_before_anything_is_timed(even_place, tmp_path, argv, sentence, capsys, monkeypatch):
+    model, data = even_place
     write_squad(tmp_path / "nulls.json", range(3))
     argv = [str(tmp_path / "nulls.json") if one == "NULLS" else one for one in argv]
     monkeypatch.setattr(quality, "timed", lambda argv: pytest.fail("a side was started"))

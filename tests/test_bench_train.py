@@ -11,22 +11,13 @@ from bench import learners, train
 from bench.pairs import compare, fastest, work_by_turns
 from bench.report import require
 from common.errors import InputError
-from tests.tiny_model import make_folder
 from tests.tiny_run import write_squad
 
 WINDOW = 60
 
 
-@pytest.fixture(scope="module")
-def tiny_place(tmp_path_factory):
-    """(folder of a BERT of even sizes, data file)."""
-    folder = tmp_path_factory.mktemp("bench")
-    make_folder(folder / "model", hidden_size=32, num_attention_heads=4, intermediate_size=64)
-    return folder / "model", write_squad(folder / "train.json", range(25), with_null=False)
-
-
-def job(tiny_place, **changes):
-    model, data = tiny_place
+def job(even_place, **changes):
+    model, data = even_place
     settings = dict(
         start=str(model), data=[str(data)], held_out=None, questions=100, held_out_windows=7, tune="full",
         recipe="tuned", batch_size=5, steps=2, pieces=2, window_length=WINDOW, lr=1e-3, dropout=0.1,
@@ -35,21 +26,21 @@ def job(tiny_place, **changes):
     return learners.Job(**settings | changes)
 
 
-def test_held_out_questions_share_no_context_with_the_others(tiny_place):
-    learned, held = learners.split_examples(job(tiny_place))
+def test_held_out_questions_share_no_context_with_the_others(even_place):
+    learned, held = learners.split_examples(job(even_place))
     assert len(held) == 7 and len(learned) == 18
     assert not {example.context for example in learned} & {example.context for example in held}
     with pytest.raises(InputError, match="25 questions are too few to hold 25 windows out of them"):
-        learners.split_examples(job(tiny_place, held_out_windows=25))
-    _, held = learners.split_examples(job(tiny_place, held_out=str(tiny_place[1]), held_out_windows=25))
+        learners.split_examples(job(even_place, held_out_windows=25))
+    _, held = learners.split_examples(job(even_place, held_out=str(even_place[1]), held_out_windows=25))
     assert len(held) == 25
 
 
-def test_pieces_go_on_epoch_after_epoch_and_shuffling_keeps_the_windows(tiny_place):
+def test_pieces_go_on_epoch_after_epoch_and_shuffling_keeps_the_windows(even_place):
     class Windows:
         length = np.arange(10, 22)
 
-    stock = learners.pieces(job(tiny_place, batch_size=5, steps=2), Windows())
+    stock = learners.pieces(job(even_place, batch_size=5, steps=2), Windows())
     found = [next(stock) for _ in range(3)]  # an epoch has 12 windows: batches of 5, 5 and 2 in some order
     assert all(len(piece) == 2 for piece in found)
     assert sorted(np.concatenate([batch for piece in found for batch in piece])) == sorted([*range(12)] * 2)
@@ -58,9 +49,9 @@ def test_pieces_go_on_epoch_after_epoch_and_shuffling_keeps_the_windows(tiny_pla
 
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
-def test_both_sides_begin_with_the_same_loss_and_come_to_nearly_the_same(tiny_place, tune):
+def test_both_sides_begin_with_the_same_loss_and_come_to_nearly_the_same(even_place, tune):
     """With peft's QUESTION_ANS the peer began elsewhere: it read no token types."""
-    told = job(tiny_place, tune=tune, dropout=0.0, attention_dropout=0.0, recipe="shipped")  # fp32 on both sides
+    told = job(even_place, tune=tune, dropout=0.0, attention_dropout=0.0, recipe="shipped")  # fp32 on both sides
     (ours, ours_last), (peer, peer_last) = learners.build_ours(told), learners.build_peer(told)
     first, first_peer = ours_last(), peer_last()
     assert first["held_out_loss"] == pytest.approx(first_peer["held_out_loss"], rel=1e-5)
@@ -73,9 +64,9 @@ def test_both_sides_begin_with_the_same_loss_and_come_to_nearly_the_same(tiny_pl
     assert last < first["held_out_loss"] and last_peer < first["held_out_loss"]
 
 
-def test_ours_beside_ours_is_one(tiny_place, tmp_path):
+def test_ours_beside_ours_is_one(even_place, tmp_path):
     """Two processes of our own side, by turns through the code that compares: no side is favoured."""
-    told = job(tiny_place, steps=6, pieces=7)
+    told = job(even_place, steps=6, pieces=7)
     with ExitStack() as held:
         workers = {}
         for name in ("one", "other"):
@@ -89,8 +80,8 @@ def test_ours_beside_ours_is_one(tiny_place, tmp_path):
     assert last[0]["held_out_loss"] == last[1]["held_out_loss"]
 
 
-def test_a_tiny_comparison(tiny_place, tmp_path, capsys, monkeypatch):
-    model, data = tiny_place
+def test_a_tiny_comparison(even_place, tmp_path, capsys, monkeypatch):
+    model, data = even_place
     monkeypatch.setattr(train, "SQUAD_LENGTH", WINDOW)
     argv = ["--data", data, "--model", model, "--window-length", WINDOW, "--held-out-windows", 7, "--pairs", 2,
             "--steps", 2, "--batch-size", 5, "--threads", 1, "--without-attention-dropout", "--ours=--precision fp32",
@@ -124,17 +115,17 @@ def test_a_tiny_comparison(tiny_place, tmp_path, capsys, monkeypatch):
     (["--held-out-windows", "25"], "25 questions are too few"),
     (["--json", "."], "cannot be written"),
 ])
-def test_what_cannot_be_is_said_before_anything_is_timed(tiny_place, argv, sentence, capsys):
-    model, data = tiny_place
+def test_what_cannot_be_is_said_before_anything_is_timed(even_place, argv, sentence, capsys):
+    model, data = even_place
     told = ["--data", data, "--model", model, "--window-length", WINDOW, "--held-out-windows", 7, *argv]
     assert train.main(list(map(str, told))) == 2
     said = capsys.readouterr().err
     assert sentence in said and said.startswith("bench.train: ")
 
 
-def test_a_peer_that_is_not_installed_is_named(tiny_place, monkeypatch, capsys):
+def test_a_peer_that_is_not_installed_is_named(even_place, monkeypatch, capsys):
     with pytest.raises(InputError, match=r"no_such_peer is not installed here, .*'\.\[bench\]'"):
         require("json", "no_such_peer")
     monkeypatch.setitem(train.NEEDED, "qlora", ("no_such_peer",))
-    assert train.main(["--data", str(tiny_place[1]), "--tune", "qlora"]) == 2
+    assert train.main(["--data", str(even_place[1]), "--tune", "qlora"]) == 2
     assert "no_such_peer is not installed" in capsys.readouterr().err
