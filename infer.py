@@ -15,6 +15,7 @@ from common.errors import InputError, RankLost
 from common.files import read_text
 from common.options import parse, render_config
 from common.output import guarded_main, is_first, signed
+from common.pages import keep_few_kernels
 from prompt.display import one_line
 from prompt.options import INFER_OPTIONS, TOP_K, TOP_K_JSON, choose_mode
 
@@ -29,6 +30,7 @@ def main(argv=None):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # answers are UTF-8, whatever the locale says
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    keep_few_kernels()
     try:
         options = parse("infer.py", DESCRIPTION, INFER_OPTIONS, argv)
         if options.print_config:

@@ -11,6 +11,7 @@ import sys
 from common.errors import InputError
 from common.options import parse, render_config
 from common.output import guarded_main
+from common.pages import keep_few_kernels
 from prompt.display import one_line
 from prompt.options import check_model_options
 from serving.options import SERVE_OPTIONS
@@ -21,6 +22,7 @@ DESCRIPTION = "Answer questions over HTTP. On loopback alone, unless --host says
 @guarded_main("serve.py")
 def main(argv=None):
     """Run the command line until it is told to stop; exit code: 0, 2 (unusable input)."""
+    keep_few_kernels()
     try:
         options = parse("serve.py", DESCRIPTION, SERVE_OPTIONS, argv)
         if options.print_config:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from common.errors import InputError, RankLost
 from common.options import parse, render_config
 from common.output import guarded_main, signed
+from common.pages import keep_few_kernels
 from training.options import TRAIN_OPTIONS
 from training.signals import StopRequest, Terminated, terminable
 
@@ -22,6 +23,7 @@ FIRST_STEPS = 5  # of each sitting, left out of the rates: caches and allocators
 @guarded_main("train.py", keep_going=True)
 def main(argv=None):
     """Run the command line; returns the exit code: 0, 1 (training failed), 2 (unusable input), 130, 143."""
+    keep_few_kernels()
     try:
         options = parse("train.py", DESCRIPTION, TRAIN_OPTIONS, argv)
         if options.print_config:

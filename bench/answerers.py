@@ -59,9 +59,10 @@ def piecework(job, answer, tokens, last):
 def build_ours(job, way):
     """Our side, by Reader.load and Reader.predict."""
     from answering.reader import Reader
-    from common.pages import keep_pages
+    from common.pages import keep_few_kernels, keep_pages
     from model.packed import pack_linears
 
+    keep_few_kernels()
     keep_pages()  # as infer.py --predict does
     quant, _, precision = way.rpartition("+")
     reader = Reader.load(job["model"], device="cpu", precision=precision, **({"quant": quant} if quant else {}))

@@ -16,7 +16,7 @@ import time
 import torch
 
 from common.errors import InputError
-from common.pages import keep_pages
+from common.pages import keep_few_kernels, keep_pages
 from model.generate import Prefix, go_on
 from model.packed import pack_linears
 from model.precision import choose_device
@@ -28,6 +28,7 @@ NEVER = -1  # as the stop token: all answers have all tokens
 
 def ours(folder, device, four_bit):
     """Our model in bf16 or in 4 bits."""
+    keep_few_kernels()
     keep_pages()  # as infer.py --predict does
     model, _ = load_model(folder, four_bit=FourBit.named("nf4", "bf16") if four_bit else None, keep_16_bits=True)
     model = model.to(device).to(torch.bfloat16).eval()

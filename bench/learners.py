@@ -23,7 +23,7 @@ from bench.pairs import serve
 from common.errors import InputError
 from common.files import read_json
 from common.options import parse
-from common.pages import keep_pages
+from common.pages import keep_few_kernels, keep_pages
 from data.batches import epoch_batches, split_by_tokens, to_tensors
 from data.tokenizer import load_tokenizer
 from data.windows import WindowSet, WindowSettings
@@ -159,6 +159,7 @@ def build_ours(job):
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     seed_everything(options.seed)
+    keep_few_kernels()
     keep_pages()  # as train.py does
     reader = build_reader(resolve_model(options.model), options, device, precision, may_lack_answer=False)
     learned, held = split_examples(job)

@@ -20,15 +20,15 @@ from data.readers import read_dataset
 ROOT = Path(__file__).parents[1]
 CALM = ["--dropout", "0", "--attention-dropout", "0"]
 CONFIGURATIONS = {
-    "full, 16 windows": ["--max-steps", "80", *CALM],
-    "full with dropout, 8 windows, fp32": ["--max-steps", "60", "--batch-size", "8", "--precision", "fp32"],
-    "full, 64 windows of 128 tokens": ["--max-steps", "50", "--batch-size", "64", "--window-length", "128", "--window-overlap",
+    "full, 16 windows": ["--max-steps", "120", *CALM],
+    "full with dropout, 8 windows, fp32": ["--max-steps", "120", "--batch-size", "8", "--precision", "fp32"],
+    "full, 64 windows of 128 tokens": ["--max-steps", "90", "--batch-size", "64", "--window-length", "128", "--window-overlap",
                                        "64", *CALM],
     "LoRA on all linear layers, 32 windows, micro-batches of 2,048": [
-        "--max-steps", "60", "--tune", "lora", "--lora-targets", "all-linear", "--lora-rank", "16", "--batch-size", "32",
+        "--max-steps", "100", "--tune", "lora", "--lora-targets", "all-linear", "--lora-rank", "16", "--batch-size", "32",
         "--tokens-per-micro-batch", "2048", *CALM],
-    "QLoRA, 16 windows": ["--max-steps", "60", "--tune", "qlora", *CALM],
-    "head alone, 48 windows": ["--max-steps", "60", "--tune", "head", "--batch-size", "48", *CALM],
+    "QLoRA, 16 windows": ["--max-steps", "120", "--tune", "qlora", *CALM],
+    "head alone, 48 windows": ["--max-steps", "120", "--tune", "head", "--batch-size", "48", *CALM],
 }
 
 

@@ -1,9 +1,22 @@
-"""Memory that glibc keeps instead of giving it back to the system: a training step takes the same hundreds of megabytes every time."""
+"""Memory that is kept for the next time: by glibc, for a step takes the same hundreds of megabytes every time, and by oneDNN."""
 
 import ctypes
+import os
 import sys
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, ARENA_MAX = -1, -2, -3, -8  # mallopt's names for them, malloc.h
+KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "32"}  # oneDNN's own, and torch's above it
+
+
+def keep_few_kernels():
+    """Let oneDNN keep the products it has compiled for a shape only while shapes like it come; to be called before torch is used.
+
+    Windows padded to their batch have another shape at nearly every step, and a step's kernels take 10 to 20 MB; 1,024 are
+    kept by default, which comes to a gigabyte. A pass uses some twenty, layer after layer (docs/experiments.md). What the
+    environment says already stands.
+    """
+    for name, most in KERNELS.items():
+        os.environ.setdefault(name, most)
 
 
 def give_pages_back():

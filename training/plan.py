@@ -2,9 +2,9 @@
 
 Time: the epoch's steps are sorted by their padded tokens, and the middle one of each of SAMPLES equal parts is run. Their
 mean is the mean step's time, whatever the time depends on; nothing is fitted. Scoring and saving are tried out likewise.
-Memory: what the process holds after the largest micro-batch, the run's first steps, an evaluation and a checkpoint: the heap
-of a CPU's process grows for some dozens of steps, as tensors of ever other sizes part what is free. How it grows with a
-micro-batch is seen from two small ones first, so that one that would not fit is never tried.
+Memory: what the process holds after the largest micro-batch, the run's first steps, an evaluation and a checkpoint: a CPU's
+process grows for some dozens of steps, as tensors of ever other sizes part what is free and oneDNN keeps kernels for them.
+How it grows with a micro-batch is seen from two small ones first, so that one that would not fit is never tried.
 """
 
 import tempfile
