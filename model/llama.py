@@ -214,8 +214,11 @@ class LlamaAttention(nn.Module):
         if cache is not None:
             key, value = cache.add(self.layer, key, value)  # (B, G, S, K)
             key, value = key.to(query.dtype), value.to(query.dtype)
+        if T == 1:  # heads that share a key head ask it as so many rows: their keys are read once, not H / G times
+            rows = query.view(B, key.shape[1], -1, self.head_size)  # (B, G, H / G, K)
+            return self.o_proj(F.scaled_dot_product_attention(rows, key, value, attn_mask=mask).reshape(B, 1, -1))  # (B, 1, D)
         mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=True
+            query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=True
         )  # (B, H, T, K)
         return self.o_proj(mixed.transpose(1, 2).reshape(B, T, -1))  # (B, T, D)
 

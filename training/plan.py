@@ -1,7 +1,8 @@
 """What a run will cost on this machine, from a few of its own steps: `train.py --plan`.
 
-Time: the epoch's steps are sorted by their padded tokens, and the middle one of each of SAMPLES equal parts is run. Their
-mean is the mean step's time, whatever the time depends on; nothing is fitted. Scoring and saving are tried out likewise.
+Time: the epoch's steps are sorted by their padded tokens, and the middle one of each of SAMPLES equal parts is run; so are, on
+a CPU, the run's first ones. Their mean is the mean step's time, whatever the time depends on; nothing is fitted. Scoring and
+saving are tried out likewise.
 Memory: what the process holds after the largest micro-batch, the run's first steps, an evaluation and a checkpoint: a CPU's
 process grows for some dozens of steps, as tensors of ever other sizes part what is free and oneDNN keeps kernels for them.
 How it grows with a micro-batch is seen from two small ones first, so that one that would not fit is never tried.
@@ -185,18 +186,17 @@ def foresee(options, prepared, bar, done=0):
     chosen = order[((np.arange(SAMPLES) + 0.5) * len(order) / SAMPLES).astype(int)]
     for place in chosen[:WARM_UP]:
         step(batches[place])
-    seconds = float(np.mean([step(batches[place]) for place in chosen]))
-    began = time.perf_counter()
+    seconds, began = [step(batches[place]) for place in chosen], time.perf_counter()
     for batch in batches[: HEAP_STEPS if device.type == "cpu" else 0]:
         if time.perf_counter() - began > HEAP_SECONDS:
             break
-        step(batch)
+        seconds.append(step(batch))
     scoring = len(evaluations), scoring_seconds(prepared)
     saved = range(done - done % options.save_every + options.save_every, total + 1, options.save_every)
     saves = len(evaluations | set(saved) | {total})
     saving = saves, saving_seconds(reader.model, optimizer, scaler)
     peak = max(held(device), base) if device.type == "cuda" else peak_memory_bytes(device)
-    return Plan(step_seconds=seconds, scoring=scoring, saving=saving, peak_bytes=peak, largest=largest, **common)
+    return Plan(step_seconds=float(np.mean(seconds)), scoring=scoring, saving=saving, peak_bytes=peak, largest=largest, **common)
 
 
 def padded_tokens(lengths, batch, max_tokens):
