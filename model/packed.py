@@ -33,9 +33,10 @@ def can_pack():
 
 
 def pack_linears(model, device, precision):
-    """Put every Linear but the last of a model that computes on a CPU in bf16 into oneDNN's order, in place; how many.
+    """Put every Linear of a model that computes on a CPU in bf16 into oneDNN's order, in place; how many.
 
-    Those in 4 or 8 bits stay, and those whose weight DoRA asks for at every call.
+    Those in 4 or 8 bits stay, those whose weight DoRA asks for at every call, a span head, which computes in fp32, and an
+    output layer whose weight is that of the word vectors.
     """
     if device.type != "cpu" or precision != "bf16" or not can_pack():
         return 0
@@ -45,4 +46,8 @@ def pack_linears(model, device, precision):
         if all(update.lora_magnitude_vector is None for update in updates):
             setattr(parent, attribute, PackedLinear(linear))
             done += 1
+    last = getattr(model, "lm_head", None)
+    if type(last) is nn.Linear and last.weight is not model.model.embed_tokens.weight:
+        model.lm_head = PackedLinear(last)
+        done += 1
     return done

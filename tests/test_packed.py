@@ -60,12 +60,14 @@ def test_a_packed_encoder_answers_the_same(adapted):
     assert type(model.qa_outputs) is not PackedLinear
 
 
-def test_a_packed_decoder_says_the_same():
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_packed_decoder_says_the_same(tied):
     ids = torch.randint(3, 300, (2, 9))
-    model = make_decoder(300).eval()
+    model = make_decoder(300, tie_word_embeddings=tied).eval()
     before = bf16(model, ids)
-    assert pack_linears(model, CPU, "bf16") == 2 * 7
-    assert torch.equal(bf16(model, ids), before) and type(model.lm_head) is nn.Linear
+    assert pack_linears(model, CPU, "bf16") == 2 * 7 + (not tied)
+    assert torch.equal(bf16(model, ids), before)
+    assert type(model.lm_head) is (nn.Linear if tied else PackedLinear)
 
 
 def test_what_needs_its_weight_or_computes_otherwise_stays():
