@@ -138,10 +138,10 @@ def open_prompt(options):
     history = []
 
     def answer(question, text):
-        if options.chat:
-            return converse_on(reader, question, history)
         if question_is_cut(reader, question):
             note(f"note: the question was cut to {reader.question_limit} tokens")
+        if options.chat:
+            return converse_on(reader, question, history)
         return ask(reader, question, text, options.tokens_per_batch)
 
     def write(line):

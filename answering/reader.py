@@ -25,7 +25,7 @@ from model.source import resolve_model
 from model.weights import load_model, read_config, save_weights, stored_quant
 from answering.lanes import usual_lanes
 from answering.ollama import PIECE_FILE, save_for_ollama
-from answering.settings import ReaderSettings, SpeakerSettings, default_settings, stored_settings
+from answering.settings import ReaderSettings, SpeakerSettings, default_settings, stored_settings, way_of
 from answering.spans import SpanReading, decoder_layout
 from answering.speaker import SpokenAnswers
 
@@ -215,7 +215,10 @@ class Reader:
         settings: used instead of those in its folder; without either, the bare base's. Raises InputError for an
         adapter of another base, without a head where the base has none that was trained, or of an unusable name.
         """
-        settings = self.checked(settings or stored_settings(folder) or self.all_settings[None])
+        settings = settings or stored_settings(folder) or self.all_settings[None]
+        if (way := way_of(settings)) != (here := way_of(self.all_settings[None])):
+            raise InputError(f"{folder}: this adapter was trained to answer {way}, and this model answers {here}")
+        settings = self.checked(settings)
         described = load_adapter(self.model, folder, name, self.report.fingerprint, activate=False)
         if not described.with_head and self.report.head_is_new:
             remove_adapter(self.model, name)

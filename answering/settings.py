@@ -193,6 +193,13 @@ def stored_settings(folder):
     return None
 
 
+def way_of(settings):
+    """How a model with such settings answers, in words: adapters of one base answer the same way."""
+    if isinstance(settings, SpeakerSettings):
+        return "in its own words"
+    return "by spans" + (f" with {settings.attention} attention" if settings.attention else "")
+
+
 def default_settings(config, taken=0):
     """For a folder without any: BERT reads 384 tokens, a third of them overlap; a decoder 512, a quarter of them.
 

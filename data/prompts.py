@@ -25,7 +25,8 @@ NOTHING = (-1, -1)  # in place of an answer's tokens: the phrase that there is n
 
 @dataclass(frozen=True, slots=True)
 class PromptSettings:
-    """template: with both SLOTS, the context first. no_answer: what the model says where there is none.
+    """template: with both SLOTS, the context first; "{no_answer}" in it stands for the phrase. no_answer: that phrase,
+    which the model says where there is none.
 
     shots: (context, question, answer) of examples that are shown before, as turns of the chat; "" for no answer. In
     tokens: length, of a prompt with its answer at most; overlap, which neighbouring slices share; max_question;
@@ -34,7 +35,7 @@ class PromptSettings:
 
     template: str = (
         "Answer the question with the shortest exact words of the text. If the text does not answer it, say: "
-        "unanswerable\n\nText:\n{context}\n\nQuestion:\n{question}"  # tokens end with a line, but a space joins a word
+        "{no_answer}\n\nText:\n{context}\n\nQuestion:\n{question}"  # tokens end with a line, but a space joins a word
     )
     no_answer: str = "unanswerable"
     length: int = 512
@@ -48,6 +49,10 @@ class PromptSettings:
         for slot in SLOTS:
             if not isinstance(self.template, str) or self.template.count(slot) != 1:
                 raise InputError(f"a prompt template needs {slot} exactly once")
+            if slot in str(self.no_answer):
+                raise InputError(f"the phrase for no answer cannot hold {slot}")
+        if "\0" in self.template + str(self.no_answer):  # which marks the slots of a laid out prompt
+            raise InputError("a prompt template and the phrase for no answer cannot hold a NUL character")
         if self.template.index(SLOTS[0]) > self.template.index(SLOTS[1]):
             raise InputError("a prompt template has the {context} before the {question}")
         if not isinstance(self.no_answer, str) or not self.no_answer.strip():
@@ -62,7 +67,7 @@ class PromptSettings:
 
     def filled(self, context, question):
         """The template as text."""
-        before, rest = self.template.split(SLOTS[0])
+        before, rest = self.template.replace("{no_answer}", self.no_answer.strip()).split(SLOTS[0])
         between, after = rest.split(SLOTS[1])
         return f"{before}{context}{between}{question}{after}"
 

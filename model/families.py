@@ -130,7 +130,7 @@ class BertConfig:
         if not isinstance(values, dict):
             raise InputError(f"{source}: expected a JSON object that describes a model")
         kind = values.get("model_type", "bert")
-        if kind not in FAMILIES:
+        if not isinstance(kind, str) or kind not in FAMILIES:
             raise InputError(f"{source}: model_type is {kind!r}, and only {', '.join(FAMILIES)} can be read here")
         if values.get("position_embedding_type", "absolute") != "absolute":
             raise InputError(f"{source}: position_embedding_type must be 'absolute'")

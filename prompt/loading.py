@@ -8,10 +8,12 @@ from common.errors import InputError
 from data.chat import choose_format
 from model.adapters import SHIPPED, adapter_name, is_adapter
 from model.fusion import is_fusion
+from model.llama import LlamaConfig
 from model.source import resolve_model
+from model.weights import read_config
 from prompt.options import FOR_DECODERS, FOR_SPANS
 from answering.reader import Reader, described_base
-from answering.settings import SpeakerSettings
+from answering.settings import SpeakerSettings, stored_settings
 from training.asking import prompt_settings
 from training.folder import RunFolder, newest_finished
 from training.tuning import quant_of
@@ -39,7 +41,10 @@ def open_reader(options):
         if len(found) > 1:
             raise InputError("--adapter: these were trained over bases held in different ways; choose one with --quant")
         quant = found.pop() or "stored"
-    stored = Reader.load(folder, device=options.device, precision=options.precision, quant=quant, frozen=True)
+    stored = Reader.load(
+        folder, settings=settings_of_base(folder, adapters), device=options.device, precision=options.precision, quant=quant,
+        frozen=True,
+    )
     if adapters:
         load_adapters(stored, adapters, name)
     elif not stored.trained:
@@ -50,6 +55,13 @@ def open_reader(options):
         )
     adapt_all(stored, options)
     return stored, " + ".join([name, *(one for one, _ in adapters)])
+
+
+def settings_of_base(folder, adapters):
+    """Settings to open a base with, None for its own: a LLaMA that never answered by spans does so under an adapter that does."""
+    settings = stored_settings(adapters[0][1]) if adapters else None
+    found = getattr(settings, "attention", None) and not is_adapter(folder) and stored_settings(folder) is None
+    return settings if found and isinstance(read_config(folder), LlamaConfig) else None
 
 
 def named_adapter(given):

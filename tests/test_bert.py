@@ -313,6 +313,7 @@ REFUSALS = [
     (dict(hidden_size=36), "hidden_size 36 is not a multiple of num_attention_heads 5"),
     (dict(hidden_act="swoosh"), f"hidden_act 'swoosh' is unknown; known are {', '.join(ACTIVATIONS)}"),
     (dict(hidden_act=3), "hidden_act should be str, found 3"),
+    (dict(model_type=["bert"]), "model_type is ['bert'], and only bert, roberta, xlm-roberta, distilbert, electra can be read here"),
     (dict(model_type="gpt2"), "model_type is 'gpt2', and only bert, roberta, xlm-roberta, distilbert, electra can be read here"),
     (dict(position_embedding_type="relative_key"), "position_embedding_type must be 'absolute'"),
     (dict(is_decoder=True), "a decoder (is_decoder, add_cross_attention) is not a reader"),
@@ -329,7 +330,7 @@ REFUSALS = [
     (dict(initializer_range=-1), "initializer_range cannot be -1"),
     (dict(pad_token_id=211), "pad_token_id 211 is not below vocab_size 211"),
 ]
-assert len(REFUSALS) == 18
+assert len(REFUSALS) == 19
 
 
 @pytest.mark.parametrize("change, sentence", REFUSALS)

@@ -29,7 +29,8 @@ def test_a_prompt_reads_as_the_template(tokenizer, name):
     (one,) = examples([0])
     prompts = PromptSet([one, unanswerable(one.context)], tokenizer, FORMATS[name], PromptSettings(), with_labels=True)
     assert len(prompts) == 2
-    text = PromptSettings().template.replace(SLOTS[0], one.context).replace(SLOTS[1], one.question)
+    template = PromptSettings().template.replace("{no_answer}", "unanswerable")
+    text = template.replace(SLOTS[0], one.context).replace(SLOTS[1], one.question)
     whole = encode_chat(tokenizer, [("user", text)], FORMATS[name])
     for prompt, said in ((0, one.answers[0].text), (1, "unanswerable")):
         ids, answer = prompts.prompt_ids(prompt), prompts.answer_ids(prompt)
@@ -109,7 +110,8 @@ def test_text_forges_nothing_and_awkward_ones_are_taken(tokenizer):
 @pytest.mark.parametrize(
     "changes, sentence",
     [({"template": "no slots"}, "needs {context} exactly once"), ({"template": "{question} {context}"}, "before the"),
-     ({"no_answer": " "}, "cannot be empty"), ({"length": 40}, "choose longer prompts")],
+     ({"no_answer": " "}, "cannot be empty"), ({"template": "a\0{context}{question}"}, "cannot hold a NUL"),
+     ({"no_answer": "none in {context}"}, "phrase for no answer cannot hold {context}"), ({"length": 40}, "choose longer prompts")],
 )
 def test_settings_that_cannot_be(tokenizer, changes, sentence):
     from dataclasses import replace

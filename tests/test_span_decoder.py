@@ -122,3 +122,28 @@ def test_a_bert_has_no_words(decoder_place, tmp_path, capsys, tiny_folder):
     argv = arguments(decoder_place[0], tiny_folder, tmp_path / "out", head="answer")
     assert train.main(list(map(str, argv))) == 2
     assert "which finds spans and says nothing" in capsys.readouterr().err
+
+
+def test_adapters_of_a_span_head_go_on_the_bare_base(decoder_place, tmp_path, capsys, monkeypatch):
+    """The base, opened by itself, would answer in its own words."""
+    lora = {"tune": "lora", "lora_rank": 2, "max_steps": 1}
+    for name, changes in (("one", {}), ("two", {"seed": 5}), ("both-ways", {"attention": "bidirectional"}), ("says", {"head": "answer", "template": "{context} {question}"})):
+        assert run(decoder_place, tmp_path / name, **lora, **changes) == 0
+    monkeypatch.chdir(tmp_path)
+    ask = ["--question", "Who?", "--context", "A miller lived there.", "--json", "--null-threshold", "99"]
+    alone = {}
+    for name in ("one", "two", "both-ways"):
+        capsys.readouterr()
+        assert infer.main(["--model", name, *ask]) == 0
+        alone[name] = json.loads(capsys.readouterr().out)
+    for given, active in ((["one"], "one"), (["one", "two"], "two"), (["both-ways"], "both-ways")):
+        assert infer.main(["--adapter", *given, *ask]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert {**found, "seconds": 0} == {**alone[active], "seconds": 0}
+    refused = {("one", "both-ways"): "by spans with bidirectional attention, and this model answers by spans with causal",
+               ("one", "says"): "in its own words, and this model answers by spans with causal attention",
+               ("says", "one"): "by spans with causal attention, and this model answers in its own words"}
+    for given, sentence in refused.items():
+        assert infer.main(["--adapter", *given, *ask]) == 2
+        said = capsys.readouterr().err
+        assert sentence in said and f"{given[1]}/model: this adapter was trained to answer" in said

@@ -183,6 +183,24 @@ def test_print_prompt_shows_what_is_asked(decoder_place, capsys, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_the_phrase_for_no_answer_is_the_one_asked_for(decoder_place, capsys, tmp_path):
+    assert run(decoder_place, tmp_path / "none", no_answer_phrase="nowhere", print_prompt=True, template=None, window_length=200) == 0
+    said = capsys.readouterr().out
+    assert "does not answer it, say: nowhere\n" in said and "unanswerable" not in said
+
+
+def test_a_trained_decoder_goes_on_being_asked_as_it_was(decoder_place, tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    asked = {"template": "Read {context} Say: {question}", "no_answer_phrase": "nowhere", "chat_format": "llama2"}
+    assert run(decoder_place, first, max_steps=1, window_length=120, **asked) == 0
+    assert run(decoder_place, second, model=first / "model", max_steps=1, window_length=120, template=None) == 0
+    stored = [json.loads((folder / "model/speaker.json").read_text()) for folder in (first, second)]
+    assert [one.pop("null_threshold") is None for one in stored] == [False, False] and stored[0] == stored[1]
+    capsys.readouterr()
+    assert run(decoder_place, tmp_path / "none", model=first / "model", template="{context} {question}", print_prompt=True) == 0
+    assert "Read" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "changes, sentence",
     [

@@ -43,9 +43,12 @@ def settings_for(source, options, null_threshold):
             DecodeSettings(options.n_best, options.max_answer_tokens, options.length_penalty),
             null_threshold, options.quant, attention if llama else None,
         )
-    prompts = prompt_settings(PromptSettings(), options)
+    known, chat = PromptSettings(), options.chat_format
+    if isinstance(stored, SpeakerSettings):  # one that was trained goes on being asked as it was
+        known = replace(known, template=stored.prompts.template, no_answer=stored.prompts.no_answer, shots=stored.prompts.shots)
+        chat = chat or stored.chat
     return SpeakerSettings(
-        prompts, chat=options.chat_format, n_best=options.n_best, null_threshold=null_threshold, quant=options.quant
+        prompt_settings(known, options), chat=chat, n_best=options.n_best, null_threshold=null_threshold, quant=options.quant
     )
 
 

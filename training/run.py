@@ -49,6 +49,11 @@ def settle_options(options):
         if options.dev:
             raise InputError("--dev is given without --train FILE… or --dataset NAME: there is nothing to train on")
         options = options.replace("default", dataset="sample")
+    typed = [name for name in ("dataset", "train") if options.origins[name] == COMMAND_LINE]
+    if options.dataset and options.train and len(typed) == 1:  # flags win over a recipe's data, whichever way they are named
+        away = {"dataset": dict(train=None, dev=options.dev if options.origins["dev"] == COMMAND_LINE else None),
+                "train": dict(dataset=None)}
+        options = options.replace("default", **away[typed[0]])
     if options.dataset and options.train:
         raise InputError("--dataset and --train exclude each other: choose the named data or your own files")
     if options.dataset == "sample" and not options.given("model") and not options.given("tune") and is_adapter(SHIPPED):
