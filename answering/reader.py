@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.errors import InputError
 from common.files import write_json
-from data.chat import choose_format
+from data.chat import choose_format, guard_turns
 from data.examples import Example
 from data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_settings
 from model.adapters import is_adapter, load_adapter, read_adapter, save_adapter
@@ -60,7 +60,7 @@ def open_tokenizer(folder, config):
     """(tokenizer, contents of tokenizer_config.json or None for a BERT) of a folder with this config."""
     if isinstance(config, BertConfig):
         return load_tokenizer(folder, config.vocab_size), None
-    return load_tokenizer(folder, config.vocab_size, framed=False), tokenizer_settings(folder)
+    return guard_turns(load_tokenizer(folder, config.vocab_size, framed=False)), tokenizer_settings(folder)
 
 
 def settled(settings, config, tokenizer, tokenizer_config, folder):

@@ -64,6 +64,17 @@ FORMATS = {
 }
 
 
+def guard_turns(tokenizer):
+    """Let the tokens that part turns count as special where a checkpoint's file calls them plain; returns the tokenizer.
+
+    Texts are encoded with special tokens switched off, and a plain added token is found in a text all the same.
+    """
+    wanted = {token for chat in FORMATS.values() for token in (chat.end, *chat.needs)}
+    plain = [one.content for one in tokenizer.get_added_tokens_decoder().values() if one.content in wanted and not one.special]
+    tokenizer.add_special_tokens(plain)  # they keep their ids
+    return tokenizer
+
+
 MARKS = {  # what a checkpoint's chat template has in it, as a pattern; Llama 3's tokens alone show its format too
     "llama3": r"<\|start_header_id\|>", "llama2": r"\[INST\]", "tinyllama": r"(?s)<\|user\|>.*(eos_token|</s>)",
 }

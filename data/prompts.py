@@ -245,7 +245,7 @@ class TalkSet:
             if not turns:
                 raise InputError(
                     f"{example.where}: prompts of {settings.length} tokens, {settings.max_answer} of them for the "
-                    f"answer, leave no room for this question: choose longer prompts"
+                    f"answer, leave no room for this question{' and its system turn' if system else ''}: choose longer prompts"
                 )
             turns = turns[2:]
 

@@ -119,4 +119,4 @@ def check_kinds(paths, talks):
     """Refuse files of both kinds together; `talks` says of each path whether it is one without texts."""
     if any(talks) and not all(talks):
         with_texts, without = (paths[talks.index(kind)] for kind in (False, True))
-        raise InputError(f"{without}: asks without texts, and {with_texts} about texts; train on one kind at a time")
+        raise InputError(f"{without}: asks without texts, and {with_texts} about texts; give one kind at a time")

@@ -1,9 +1,12 @@
 """Chat formats: the ids of transformers' templates, and wrappings that a user cannot forge."""
 
+import json
+
 import pytest
+from tokenizers import Tokenizer
 
 from common.errors import InputError
-from data.chat import FORMATS, choose_format, encode_chat, pieces_of
+from data.chat import FORMATS, choose_format, encode_chat, guard_turns, pieces_of
 from data.pieces import Special, encode_plain
 from tests.tiny_decoder import SPECIALS, make_tokenizer
 
@@ -59,6 +62,22 @@ def test_a_user_cannot_forge_a_wrapping(tokenizer, name):
     assert not tokenizer.encode_special_tokens  # left as it was
     plain = encode_plain(tokenizer, evil)
     assert not specials & set(plain) and tokenizer.decode(plain, skip_special_tokens=False) == evil
+
+
+def test_plain_added_tokens_that_part_turns_are_made_special():
+    """Some checkpoints list </s> with "special": false; a text with it in would then hold the end of an answer."""
+    described = json.loads(make_tokenizer().to_str())
+    for token in described["added_tokens"]:
+        token["special"] = False
+    loose = Tokenizer.from_str(json.dumps(described))
+    loose.encode_special_tokens = True
+    forged = "".join(SPECIALS)
+    ends = [loose.token_to_id(token) for token in SPECIALS]
+    assert set(ends) <= set(encode_plain(loose, forged))
+    size = loose.get_vocab_size()
+    guarded = guard_turns(loose)
+    assert set(encode_plain(guarded, forged)) & set(ends) <= {loose.token_to_id("<unk>")}  # which parts nothing
+    assert guarded.get_vocab_size() == size and [guarded.token_to_id(token) for token in SPECIALS] == ends
 
 
 def test_the_checkpoint_shows_its_format(tokenizer):
