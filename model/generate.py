@@ -129,7 +129,7 @@ class Prefix:
         if after:
             self.cache.copy_from(after.cache)
             self.mask = torch.cat([after.prompt_mask.expand(B, -1), self.mask], 1)
-        self.prompt_mask = self.mask
+        self.prompt_mask, self.padded = self.mask, not bool(self.mask.all())
         self.log_p = model(ids, self.mask, self.cache, last_only=True)[:, -1].log_softmax(-1)
 
     def rewind(self):
@@ -138,7 +138,8 @@ class Prefix:
     def say(self, tokens, last_only=True):
         """Go on with tokens (B, n); returns log-probabilities of what may follow, (B, 1 or n, V)."""
         self.mask = torch.cat([self.mask, torch.ones_like(tokens, dtype=torch.bool)], 1)
-        return self.model(tokens, self.mask, self.cache, last_only=last_only).log_softmax(-1)
+        mask = self.mask if self.padded else None  # kernels are quicker without one
+        return self.model(tokens, mask, self.cache, last_only=last_only).log_softmax(-1)
 
 
 @torch.inference_mode()
