@@ -40,7 +40,9 @@ def decoder_layout(tokenizer, tokenizer_config):
 def refuse_talks(examples):
     """InputError for questions that are not about texts: there is no span to find."""
     if examples and examples[0].context is None:
-        raise InputError(f"{examples[0].where}: a question without a text, which only a decoder answers (a LLaMA, without --head span)")
+        raise InputError(
+            f"{examples[0].where}: a question without a text, which only a decoder answers (a LLaMA, without --head span)"
+        )
 
 
 class SpanReading:

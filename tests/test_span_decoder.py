@@ -127,7 +127,9 @@ def test_a_bert_has_no_words(decoder_place, tmp_path, capsys, tiny_folder):
 def test_adapters_of_a_span_head_go_on_the_bare_base(decoder_place, tmp_path, capsys, monkeypatch):
     """The base, opened by itself, would answer in its own words."""
     lora = {"tune": "lora", "lora_rank": 2, "max_steps": 1}
-    for name, changes in (("one", {}), ("two", {"seed": 5}), ("both-ways", {"attention": "bidirectional"}), ("says", {"head": "answer", "template": "{context} {question}"})):
+    runs = {"one": {}, "two": {"seed": 5}, "both-ways": {"attention": "bidirectional"},
+            "says": {"head": "answer", "template": "{context} {question}"}}
+    for name, changes in runs.items():
         assert run(decoder_place, tmp_path / name, **lora, **changes) == 0
     monkeypatch.chdir(tmp_path)
     ask = ["--question", "Who?", "--context", "A miller lived there.", "--json", "--null-threshold", "99"]

@@ -184,7 +184,8 @@ def test_print_prompt_shows_what_is_asked(decoder_place, capsys, tmp_path):
 
 
 def test_the_phrase_for_no_answer_is_the_one_asked_for(decoder_place, capsys, tmp_path):
-    assert run(decoder_place, tmp_path / "none", no_answer_phrase="nowhere", print_prompt=True, template=None, window_length=200) == 0
+    asked = {"no_answer_phrase": "nowhere", "template": None, "window_length": 200}
+    assert run(decoder_place, tmp_path / "none", print_prompt=True, **asked) == 0
     said = capsys.readouterr().out
     assert "does not answer it, say: nowhere\n" in said and "unanswerable" not in said
 

@@ -80,9 +80,11 @@ TRAIN_OPTIONS = (
     Option("n_best", int, 20, "Candidates kept per question.", WINDOWS, minimum=1),
     Option("chat_format", str, None, "How turns are written; unset: as the checkpoint shows.", PROMPTS,
            choices=CHAT_FORMATS),
-    Option("template", str, None, "What a decoder is asked, with {context}, {question} and, if wanted, {no_answer}; unset: see --print-prompt.",
+    Option("template", str, None, "What a decoder is asked, with {context}, {question} and, if wanted, {no_answer}; unset: "
+           "see --print-prompt.",
            PROMPTS),
-    Option("no_answer_phrase", str, None, "What it is to say where there is none; unset: unanswerable, or what a trained one says.", PROMPTS),
+    Option("no_answer_phrase", str, None, "What it is to say where there is none; unset: unanswerable, or what a trained one says.",
+           PROMPTS),
     Option("shots", Path, None, "A small data set whose questions and answers stand before every prompt.", PROMPTS,
            metavar="FILE"),
     Option("train_on_inputs", bool, False, "Learn the prompts' own tokens too, and not the answers' alone.", PROMPTS),

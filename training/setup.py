@@ -64,7 +64,10 @@ def prepare(options, ranks, download_bar, text_bar):
         how = {"inputs": True} if options.train_on_inputs else {}
         windows = reader.training_set(train_set.examples, options.references, bar, **how)
     if len(windows) == 0:
-        raise InputError(f"{files[0][0]}: gives no window to train on: no context holds a readable word, or of all questions {windows.left_out}")
+        raise InputError(
+            f"{files[0][0]}: gives no window to train on: no context holds a readable word, or of all questions "
+            f"{windows.left_out}"
+        )
     return Prepared(device, precision, files, train_set, dev_set, source, reader, windows)
 
 
