@@ -138,7 +138,10 @@ class SpeakerSettings:
         values = read_values(path)
         with refusals(path, "decoder"):
             prompts = {**values["prompts"]}
-            prompts["shots"] = tuple(map(tuple, prompts.get("shots", ())))
+            shots = prompts.get("shots", [])
+            if not isinstance(shots, list) or not all(isinstance(shot, list) for shot in shots):
+                raise InputError("prompts.shots: expected a list of [context, question, answer]")
+            prompts["shots"] = tuple(map(tuple, shots))
             settings = cls(
                 PromptSettings(**prompts).check(), Decoding(**values["decoding"]).check(), values["chat"],
                 values["n_best"], values["null_threshold"], values.get("quant"),

@@ -66,6 +66,11 @@ class Prediction:
     windows: int = 0
 
     @property
+    def said_freely(self):
+        """Whether an answer was said freely, so that there is no null to weigh it against."""
+        return self.null is None and bool(self.spans)
+
+    @property
     def null_odds(self):
         """Null score less the best span's (a difference of logits); None when either is missing."""
         if self.null is None or not self.spans:

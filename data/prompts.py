@@ -211,7 +211,7 @@ class TalkSet:
         self.examples, self.settings, self.pad, self.inputs = examples, settings, pad, inputs
         self.tokenizer, self.chat = tokenizer, chat
         self.stop = tokenizer.token_to_id(chat.end)
-        self.cut_questions, self.unlabelled = 0, []
+        self.cut_questions, self.cut_histories, self.unlabelled = 0, 0, []
         rows = []  # (example, prompt's ids, ids to be said, share)
         for number, example in enumerate(examples):
             prompt = self.conversation(example)
@@ -241,6 +241,7 @@ class TalkSet:
         while True:
             ids = encode_chat(self.tokenizer, [*system, *turns, ("user", question)], self.chat)
             if len(ids) <= room:
+                self.cut_histories += len(system) + len(turns) < len(example.history)
                 return ids
             if not turns:
                 raise InputError(

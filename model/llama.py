@@ -90,6 +90,9 @@ class LlamaConfig:
         rope = {"rope_theta": values.get("rope_theta", 10000.0), **scaling}
         rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
         token_ids = {key: values[key] for key in TOKEN_IDS if values.get(key) is not None}
+        for key, value in token_ids.items():  # of end tokens there may be several
+            if not all(type(one) is int for one in (value if isinstance(value, list) else [value])):
+                raise InputError(f"{source}: {key}: expected a whole number, found {value!r}")
         config = cls(**chosen, rope=rope, token_ids=token_ids)
         config.check(source)
         return config

@@ -74,6 +74,8 @@ def read_config(folder):
         raise InputError(f"{folder}: no config.json in it, so this is not a model folder")
     values = read_json(path)
     llama = isinstance(values, dict) and values.get("model_type") == "llama"
+    if isinstance(values, dict) and "model_type" not in values and "rms_norm_eps" in values:  # no BERT has such norms
+        raise InputError(f"{path}: model_type is missing; of a LLaMA it is \"llama\"")
     return (LlamaConfig if llama else BertConfig).from_dict(values, str(path))
 
 

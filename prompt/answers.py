@@ -44,7 +44,7 @@ def describe(prediction, null_threshold, seconds, top_k, *, windows=False):
     result["seconds"] = seconds
     if answer is None:
         result["reason"] = prediction.reason or NOT_FOUND
-    if null_threshold is not None:
+    if null_threshold is not None and not prediction.said_freely:
         result["null_probability"] = prediction.null_probability
     if windows:
         result["windows"] = prediction.windows

@@ -76,6 +76,7 @@ FOR_DECODERS = (
     "decode", "temperature", "top_p", "seed", "template", "no_answer_phrase", "shots", "chat_format", "chat",
 )
 FOR_SPANS = ("window_step", "length_penalty")
+ABOUT_A_TEXT = ("template", "no_answer_phrase", "shots", "null_threshold", "window_overlap", "xray")
 
 
 def choose_mode(options):
@@ -104,6 +105,8 @@ def choose_mode(options):
         raise InputError("--context and --context-file both give a text: keep one of them")
     if options.chat and texts:
         raise InputError(f"--chat asks without a text, and {texts[0]} gives one: keep one of them")
+    if options.chat and (foreign := given(*ABOUT_A_TEXT)):
+        raise InputError(f"--chat asks without a text and does not go with {', '.join(foreign)}")
     has_context = options.chat or bool(texts)
     if options.question is not None:
         if not has_context:

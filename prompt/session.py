@@ -204,7 +204,7 @@ class Session:
     def list_candidates(self, count):
         """The `count` best candidates, "no answer" among them where it is on offer."""
         rows = [(span.probability, span) for span in self.last.spans]
-        if self.null_threshold is not None:
+        if self.null_threshold is not None and not self.last.said_freely:
             rows.append((self.last.null_probability, None))
         rows.sort(key=lambda row: -row[0])
         if not rows:

@@ -162,6 +162,8 @@ def test_configs_old_and_new(tmp_path):
         ({"rope_scaling": "linear"}, "rope_scaling: expected an object, found 'linear'"),
         ({"rope_scaling": {"rope_type": ["x"], "factor": 2}}, "not one of default, linear, llama3"),
         ({"rms_norm_eps": "x"}, "rms_norm_eps: expected float"), ({"num_hidden_layers": 0}, "cannot be 0"),
+        ({"eos_token_id": "x"}, "eos_token_id: expected a whole number, found 'x'"),
+        ({"eos_token_id": [2, None]}, "eos_token_id: expected a whole number"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings: expected bool"), ({"hidden_size": True}, "expected int"),
     ):
         with pytest.raises(InputError, match=sentence):

@@ -12,7 +12,7 @@ from model.lora import LoraConfig, add_lora, adapter_names, set_adapter, switch_
 from model.merging import merge, merged_model, unmerge
 from model.quant import FourBit, FourBitLinear, quantise
 from model.tune import tune_lora
-from model.weights import load_model, save_weights
+from model.weights import load_model, read_config, save_weights
 from answering.reader import Reader
 from tests.test_llama import KINDS, ids, make, twin
 
@@ -159,3 +159,9 @@ def test_word_vectors_that_are_there_twice_are_read_once(tmp_path):
     again, report = load_model(tmp_path)
     assert report.left_out == ("lm_head.weight",) and torch.equal(logits(again.eval()), logits(model))
     assert again.lm_head.weight is again.model.embed_tokens.weight
+
+
+def test_a_decoder_that_does_not_say_its_kind_is_told_so(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 97, "hidden_size": 60, "rms_norm_eps": 1e-5}))
+    with pytest.raises(InputError, match='config.json: model_type is missing; of a LLaMA it is "llama"'):
+        read_config(tmp_path)

@@ -12,6 +12,7 @@ import pytest
 
 import infer
 from data.decode import Prediction, Span
+from prompt.answers import describe
 from prompt.display import Style, isolated, one_line, sentence_around, show_span, style_for
 from prompt.session import HELP, COMMANDS, Session
 from prompt.terminal import converse
@@ -385,3 +386,13 @@ def test_in_a_chat_every_line_is_a_question_and_clear_forgets_it():
         assert said[-1].startswith("there is no command")
     session.handle("/help")
     assert said[-1].startswith("Every line you type or paste is a question.") and "/paste" not in said[-1]
+
+
+def test_an_answer_said_freely_stands_against_no_null():
+    """/top used to list "(no answer)" with 0.0 % beside what a decoder said without a text."""
+    said, freely = [], Prediction("a", (Span("By the river.", -1, -1, -0.5, 0.0, 0.6),), None, 0.0)
+    session = Session(lambda question, context: (freely, 0.1), 1.0, said.append, Style(), forget=list)
+    session.handle("Where?")
+    session.handle("/top")
+    assert said[-1] == "  1.  60.0 %  By the river." and "(no answer)" not in "".join(said)
+    assert "null_probability" not in describe(freely, 1.0, 0.1, 5)

@@ -1,11 +1,13 @@
 """A decoder's answers: exact substrings of the text, the likeliest by brute force, batches equal to one by one."""
 
+import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 
+from common.errors import InputError
 from data.chat import FORMATS
 from data.examples import Example
 from data.prompts import PromptSet, PromptSettings
@@ -176,3 +178,15 @@ def test_a_long_question_is_cut_so_that_its_text_has_room(speaker, length, limit
     assert prompts.cut_questions == 1 and prompts.length.max() + prompts.layout.answer_room <= length
     (prediction,) = run_steps(speaker.way.steps([long], replace(speaker.settings, prompts=settings), **alike([long])))
     assert prediction.windows == len(prompts)
+
+
+@pytest.mark.parametrize("shots", ["abc", ["abc"], [["a", "b"]], [["a", "b", 3]], 7])
+def test_stored_examples_that_are_none_are_refused(tmp_path, shots):
+    values = SpeakerSettings(SETTINGS, chat="llama3").to_dict()
+    path = tmp_path / "speaker.json"
+    path.write_text(json.dumps(values))
+    assert SpeakerSettings.from_file(path).prompts == SETTINGS
+    values["prompts"]["shots"] = shots
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="speaker.json: .*context, question, answer"):
+        SpeakerSettings.from_file(path)

@@ -102,7 +102,10 @@ def test_what_does_not_fit_is_left_away(tmp_path):
     some = read_dataset(write(tmp_path / "talk.json", [record])).examples
     talks = TalkSet(some, tokenizer, chat, PromptSettings(length=150, max_question=20, max_answer=9), with_labels=True)
     text = tokenizer.decode(talks.prompt_ids(0), skip_special_tokens=False)
-    assert talks.cut_questions == 1 and "number 8" in text and "number 0" not in text and len(talks.prompts[0]) <= 140
+    assert (talks.cut_questions, talks.cut_histories) == (1, 1)
+    assert "number 8" in text and "number 0" not in text and len(talks.prompts[0]) <= 140
+    whole = TalkSet(some, tokenizer, chat, PromptSettings(length=2000, max_question=400, max_answer=9))
+    assert (whole.cut_questions, whole.cut_histories) == (0, 0)
     with pytest.raises(InputError, match="leave no room for this question"):
         TalkSet(some, tokenizer, chat, PromptSettings(length=30, max_answer=9))
     none = TalkSet(some, tokenizer, chat, PromptSettings(length=150, max_answer=1), with_labels=True)
@@ -161,6 +164,8 @@ def test_infer_answers_without_a_text(learned, capsys, monkeypatch, tmp_path, ti
     run_metrics = json.loads((learned / "run/metrics.json").read_text())
     assert all(metrics[name] == run_metrics[name] for name in ("f1", "bleu", "rouge_l", "total"))
     assert "not_in_text" not in metrics
+    assert infer.main([*ask, "--question", "Who?", "--null-threshold", "1", "--template", "{context} {question}"]) == 2
+    assert "--chat asks without a text and does not go with --template, --null-threshold" in capsys.readouterr().err
     assert infer.main(["--model", str(tiny_folder), "--chat", "--question", "Who?"]) == 2
     assert "--chat is for a decoder" in capsys.readouterr().err
 
@@ -168,3 +173,13 @@ def test_infer_answers_without_a_text(learned, capsys, monkeypatch, tmp_path, ti
 def test_a_bert_cannot_learn_them(learned, tiny_folder, tmp_path, capsys):
     assert train.main(list(map(str, arguments(learned, tiny_folder, tmp_path / "out")))) == 2
     assert "a question without a text, which only a decoder answers" in capsys.readouterr().err
+
+
+def test_turns_that_were_left_away_are_said_once(learned, tmp_path, capsys):
+    history = [["What is it? " * 3, f"Answer number {k}."] for k in range(9)]
+    write(tmp_path / "train.json", [{"question": "And?", "answer": "Nothing.", "history": history}, RECORDS[0]])
+    write(tmp_path / "dev.json", RECORDS)
+    argv = arguments(tmp_path, learned / "llama", tmp_path / "out", window_length=120, max_steps=1)
+    assert train.main(list(map(str, argv))) == 0
+    shown = capsys.readouterr().out
+    assert "note: 1 conversation too long for prompts of 120 tokens, whose oldest turns were left away" in shown

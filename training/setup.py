@@ -116,6 +116,9 @@ def print_setup(prepared, most, notices):
         limit = reader.question_limit
         cut = counted(windows.cut_questions, "question")
         print(f"note: {cut} of more than {limit} tokens, which were cut to as many")
+    if cut := getattr(windows, "cut_histories", 0):  # of a TalkSet
+        most = counted(reader.settings.length, "token")
+        print(f"note: {counted(cut, 'conversation')} too long for prompts of {most}, whose oldest turns were left away")
     if windows.unlabelled:
         where = windows.examples[windows.unlabelled[0]].where
         print(f"note: {counted(len(windows.unlabelled), 'question')} left out, {windows.left_out} ({where} first)")
