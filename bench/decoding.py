@@ -15,6 +15,7 @@ import time
 
 import torch
 
+from bench.report import measuring, require
 from common.errors import InputError
 from common.pages import keep_few_kernels, keep_pages
 from model.generate import Prefix, go_on
@@ -164,6 +165,7 @@ def measure(options):
         del mine, other, sides
 
 
+@measuring("bench.decoding")
 def main(argv=None):
     """Print one JSON object per row; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.decoding", description=__doc__.split("\n")[0])
@@ -176,12 +178,9 @@ def main(argv=None):
     parser.add_argument("--no-4-bit", action="store_true")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(argv)
-    try:
-        for row in measure(options):
-            print(json.dumps(row), flush=True)
-    except InputError as error:
-        print(f"bench.decoding: {error}", file=sys.stderr)
-        return 2
+    require("transformers", *(() if options.no_4_bit else ("bitsandbytes", "accelerate")))
+    for row in measure(options):
+        print(json.dumps(row), flush=True)
     return 0
 
 

@@ -1,6 +1,7 @@
-"""A small LLaMA of random weights to be trained from scratch, and a synthetic task for it.
+"""A small LLaMA of random weights to be trained from scratch, an encoder of its size, and a synthetic task for both.
 
     python -m bench.small_llama --out tiny-llama --texts train.json more.json
+    python -m bench.small_llama --out tiny-roberta --texts train.json more.json --encoder
     python -m bench.small_llama --copy-task 4000 --out copy-task
     python train.py --model tiny-llama --train copy-task/train.json --dev copy-task/dev.json
 
@@ -21,6 +22,8 @@ from common.errors import InputError
 from common.files import write_folder, write_json
 
 SPECIALS = ["<unk>", "<s>", "</s>"]
+ENCODER_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]
+POSITIONS = 1024
 TEMPLATE = (
     "{% for m in messages %}{{ '<|user|>\n' if m['role'] == 'user' else '<|assistant|>\n' if m['role'] == 'assistant' "
     "else '<|system|>\n' }}{{ m['content'] + '</s>' + '\n' }}{% endfor %}"
@@ -59,7 +62,7 @@ def texts_of(paths):
         yield from (example.question for example in examples)
 
 
-def make_tokenizer(texts, vocab_size):
+def make_tokenizer(texts, vocab_size, specials):
     """A byte-level BPE trained on `texts`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -67,7 +70,7 @@ def make_tokenizer(texts, vocab_size):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIALS, show_progress=False,
+        vocab_size=vocab_size, special_tokens=specials, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -79,29 +82,59 @@ def make_model(options):
     import torch
 
     from data.tokenizer import save_tokenizer
-    from model.llama import LlamaConfig, LlamaForCausalLM
     from model.weights import save_weights
 
     copied = [text + "<|user|>\n<|assistant|>\nunanswerable" for text in texts_of_task(4000)]
-    tokenizer = make_tokenizer([*texts_of(options.texts), *copied], options.vocab)
+    specials = ENCODER_SPECIALS if options.encoder else SPECIALS
+    tokenizer = make_tokenizer([*texts_of(options.texts), *copied], options.vocab, specials)
     torch.manual_seed(options.seed)
-    config = LlamaConfig(
-        tokenizer.get_vocab_size(), hidden_size=options.hidden, intermediate_size=options.hidden * 8 // 3,
-        num_hidden_layers=options.layers, num_attention_heads=options.heads, num_key_value_heads=options.heads // 2,
-        max_position_embeddings=1024, tie_word_embeddings=True, token_ids={"bos_token_id": 1, "eos_token_id": 2},
-        initializer_range=options.hidden**-0.5,  # the usual 0.02 is for thousands: here all would be nearly 0
-    )
-    config.check("--hidden and --heads")
-    model = LlamaForCausalLM(config)
+    model = (encoder if options.encoder else decoder)(tokenizer.get_vocab_size(), options)
+    if options.encoder:
+        frame(tokenizer)
 
     def fill(folder):
         save_weights(model, folder)
-        names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "chat_template": TEMPLATE}
-        save_tokenizer(tokenizer, folder, names)
+        names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+        save_tokenizer(tokenizer, folder, names | ({} if options.encoder else {"chat_template": TEMPLATE}))
 
     write_folder(options.out, fill)
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{options.out}: {count:,} parameters, {tokenizer.get_vocab_size():,} tokens")
+
+
+def decoder(words, options):
+    """A LLaMA whose query heads share key heads two by two."""
+    from model.llama import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        words, hidden_size=options.hidden, intermediate_size=options.hidden * 8 // 3,
+        num_hidden_layers=options.layers, num_attention_heads=options.heads, num_key_value_heads=options.heads // 2,
+        max_position_embeddings=POSITIONS, tie_word_embeddings=True, token_ids={"bos_token_id": 1, "eos_token_id": 2},
+        initializer_range=options.hidden**-0.5,  # the usual 0.02 is for thousands: here all would be nearly 0
+    )
+    config.check("--hidden and --heads")
+    return LlamaForCausalLM(config)
+
+
+def encoder(words, options):
+    """A RoBERTa whose layers have as many parameters: 4 D² + 2 DF is the decoder's 11 D² where F is 3.5 D."""
+    from model.bert import BertConfig, BertForQuestionAnswering
+
+    values = dict(
+        vocab_size=words, hidden_size=options.hidden, intermediate_size=options.hidden * 7 // 2,
+        num_hidden_layers=options.layers, num_attention_heads=options.heads, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0, max_position_embeddings=POSITIONS + 2, type_vocab_size=1, layer_norm_eps=1e-5,
+        pad_token_id=1, model_type="roberta", initializer_range=options.hidden**-0.5,
+    )
+    return BertForQuestionAnswering(BertConfig.from_dict(values, "--hidden and --heads"))
+
+
+def frame(tokenizer):
+    """Let a tokenizer put a pair of texts between RoBERTa's special tokens."""
+    from tokenizers.processors import RobertaProcessing
+
+    ids = {token: tokenizer.token_to_id(token) for token in ("</s>", "<s>")}
+    tokenizer.post_processor = RobertaProcessing(*ids.items(), trim_offsets=False, add_prefix_space=False)
 
 
 def values(kind, part):
@@ -153,6 +186,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m bench.small_llama", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--copy-task", type=int, metavar="N", help="make N questions of the copy task instead")
+    parser.add_argument("--encoder", action="store_true", help="make a RoBERTa of the decoder's size instead")
     parser.add_argument("--texts", nargs="*", type=Path, default=[], metavar="FILE", help="for the vocabulary")
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--hidden", type=int, default=256)

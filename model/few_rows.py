@@ -7,6 +7,7 @@ is not changed by being used, and takes twice its memory once it has spoken.
 """
 
 from copy import copy
+from ctypes import c_int64, c_void_p
 from functools import cache
 
 import torch
@@ -20,21 +21,42 @@ def has_kernel():
     """Whether bitsandbytes brings the kernel (0.50 does), and this CPU its instructions."""
     from bitsandbytes import functional
 
-    return hasattr(functional, "_convert_weight_packed_for_cpu") and bool(functional.has_avx512bf16())
+    kernels = (f"gemv_4bit_inference_cpu_{kind}_bf16" for kind in ("nf4", "fp4"))
+    known = hasattr(functional, "_convert_weight_packed_for_cpu") and all(hasattr(library(), kernel) for kernel in kernels)
+    return known and bool(functional.has_avx512bf16())
+
+
+def library():
+    """bitsandbytes' own functions, as ctypes finds them."""
+    from bitsandbytes.cextension import lib
+
+    return getattr(lib, "_lib", None)  # around it stands a class that has every name
 
 
 class FewRows:
-    """y = x Wᵀ of a weight in 4 bits, (M, N), for x of (R, N) in bf16."""
+    """y = x Wᵀ of a weight in 4 bits, (M, N), for x of (R, N) in bf16.
+
+    The function of bitsandbytes' library is called as it is: what its `gemv_4bit` does around it takes as long as the
+    product of a small layer.
+    """
 
     def __init__(self, weight, state):
         """weight, state: as bitsandbytes holds them; neither is changed."""
         from bitsandbytes import functional
 
-        self.weight, self.state = functional._convert_weight_packed_for_cpu(weight, copy(state))
-        self.multiply = functional.gemv_4bit
+        self.weight, state = functional._convert_weight_packed_for_cpu(weight, copy(state))
+        self.absmax, (self.outputs, self.inputs) = state.absmax, state.shape
+        self.multiply = getattr(library(), f"gemv_4bit_inference_cpu_{state.quant_type}_bf16")
+        self.sizes = c_int64(self.outputs), c_int64(self.inputs)
+        self.held = c_void_p(self.weight.data_ptr()), c_void_p(self.absmax.data_ptr())
+        self.steps = c_int64(state.blocksize), *reversed(self.sizes)  # from a row of x, and of y, to the next
 
     def __call__(self, x):
-        return self.multiply(x.contiguous(), self.weight, state=self.state)
+        x = x.contiguous()
+        y = x.new_empty(*x.shape[:-1], self.outputs)
+        rows, here, there = c_int64(x.numel() // self.inputs), c_void_p(x.data_ptr()), c_void_p(y.data_ptr())
+        self.multiply(rows, *self.sizes, here, *self.held, there, *self.steps)
+        return y
 
 
 def fits(linear, x):

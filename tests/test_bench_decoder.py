@@ -8,6 +8,7 @@ import torch
 
 from bench import decoder_memory, decoding, shapes, small_llama
 from data.readers import read_dataset
+from data.tokenizer import load_tokenizer, pair_layout
 from model.weights import load_model
 from answering.reader import Reader
 
@@ -26,6 +27,30 @@ def test_a_small_llama_reads_and_is_asked_in_its_format(tmp_path):
     wanted = theirs.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
     assert encode_chat(reader.tokenizer, [("user", messages[0]["content"])], FORMATS["tinyllama"]) == wanted
     assert small_llama.main(argv) == 2
+
+
+def test_an_encoder_of_its_size_is_a_roberta(tmp_path):
+    sizes = ["--vocab", "700", "--hidden", "48", "--layers", "2", "--heads", "4"]
+    assert small_llama.main(["--out", str(tmp_path / "llama"), *sizes]) == 0
+    assert small_llama.main(["--out", str(tmp_path / "roberta"), "--encoder", *sizes]) == 0
+    ours, _ = load_model(tmp_path / "roberta")
+    decoder, _ = load_model(tmp_path / "llama")
+    counts = [sum(p.numel() for p in layers.parameters()) for layers in (ours.bert.encoder, decoder.model.layers)]
+    assert abs(counts[0] / counts[1] - 1) < 0.05
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "roberta")
+    pair = tokenizer("Who was it?", "Ada, in 1807.", return_tensors="pt")
+    layout = pair_layout(load_tokenizer(tmp_path / "roberta"))
+    begin, end = (tokenizer.convert_tokens_to_ids(token) for token in ("<s>", "</s>"))
+    assert (layout.opening, layout.middle, layout.last) == ((begin,), (end, end), (end,))
+    assert pair["input_ids"][0, 0] == begin and pair["input_ids"][0].tolist().count(end) == 3
+    theirs = transformers.RobertaForQuestionAnswering.from_pretrained(tmp_path / "roberta").eval()
+    with torch.no_grad():
+        wanted = theirs(**pair)
+        found = ours.eval()(pair["input_ids"], torch.zeros_like(pair["input_ids"]), pair["attention_mask"].bool())
+    torch.testing.assert_close(found[0], wanted.start_logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[1], wanted.end_logits, atol=1e-5, rtol=0)
 
 
 def test_the_copy_task_has_its_answers_in_its_texts(tmp_path):
@@ -101,6 +126,20 @@ def test_decoding_and_memory_are_measured(tmp_path, capfd, monkeypatch):
     found = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert found["largest_tensor_16_and_32"] == 6 * 600 * 64 and found["step_seconds"] > 0
     assert 0 < found["load_peak"] <= found["step_peak"] and found["weights"] > found["linear_weights"] > 0
+
+
+def test_a_qlora_step_beside_peft_learns_the_same(tmp_path, capfd):
+    shapes.write_checkpoint(tmp_path / "toy", "toy")
+    argv = [str(tmp_path / "toy"), "--tokens", "40", "--steps", "2", "--device", "cpu"]
+    assert decoder_memory.main([*argv, "--beside"]) == 0
+    ours, theirs = map(json.loads, capfd.readouterr().out.splitlines())
+    assert (ours["side"], theirs["side"]) == ("ours", "theirs") and ours["precision"] == theirs["precision"]
+    assert ours["first_loss"] == pytest.approx(theirs["first_loss"], abs=0.01)  # of weights rounded to the same 4 bits
+    assert ours["tokens_per_second"] > 0 < theirs["tokens_per_second"]
+    assert decoder_memory.main([str(tmp_path / "toy"), "--tokens", "17"]) == 2
+    assert "--tokens 17: expected a number of at least 18" in capfd.readouterr().err
+    assert decoder_memory.main([str(tmp_path / "no"), "--device", "cpu"]) == 2
+    assert "no such model folder" in capfd.readouterr().err
 
 
 def test_loading_in_4_bits_holds_little_more_than_the_4_bits(tmp_path, capfd, monkeypatch):

@@ -1,5 +1,7 @@
 """4-bit products of a few rows: the fused kernel computes what reading the weight back does, and changes nothing."""
 
+from copy import copy
+
 import pytest
 import torch
 import torch.nn as nn
@@ -73,6 +75,21 @@ def test_what_the_kernel_cannot_do_goes_the_other_way(what, monkeypatch):
     assert linear.for_few_rows is None
     wanted = x @ dense_weight(linear).t() + linear.bias
     torch.testing.assert_close(y.float(), wanted, atol=0.2, rtol=0.02)
+
+
+@pytest.mark.parametrize("name", ["nf4", "nf4-single", "fp4"])
+@pytest.mark.parametrize("shape", [(1, 1, N), (3, 7, N)], ids=str)
+def test_called_directly_the_kernel_says_what_bitsandbytes_says(name, shape):
+    """To the bit; of rows that do not lie one after the other too."""
+    if not has_kernel():
+        return  # the tests above then hold the other way
+    from bitsandbytes import functional
+
+    linear = layer(name)
+    x = torch.randn(*shape[:-1], 2 * N, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)[..., ::2]
+    packed, state = functional._convert_weight_packed_for_cpu(linear.weight.data, copy(linear.weight.quant_state))
+    wanted = functional.gemv_4bit(x.contiguous(), packed, state=state)
+    assert torch.equal(FewRows(linear.weight.data, linear.weight.quant_state)(x), wanted)
 
 
 def test_nothing_is_asked_of_the_kernel_for_no_rows():
