@@ -17,7 +17,8 @@ from model.lora import LoraConfig, add_lora, remove_adapter, set_adapter, switch
 from model.merging import merge, merged_model, unmerge
 from model.quant import FourBit, quantise
 from model.source import resolve_model
-from model.weights import load_model, save_weights
+from model.saving import save_weights
+from model.weights import load_model
 from answering.pipeline import QuestionAnsweringPipeline, pipeline
 from answering.reader import Reader
 from answering.settings import Decoding, ReaderSettings, SpeakerSettings

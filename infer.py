@@ -17,7 +17,7 @@ from common.options import parse, render_config
 from common.output import guarded_main, is_first, signed
 from common.pages import keep_few_kernels
 from prompt.display import one_line
-from prompt.options import INFER_OPTIONS, TOP_K, TOP_K_JSON, choose_mode
+from prompt.options import INFER_OPTIONS, TOP_K, TOP_K_JSON, choose_mode, refuse_about_a_text
 
 DESCRIPTION = (
     "Answer questions from a text. Without --question or --predict it opens a prompt (type /help there)."
@@ -96,6 +96,10 @@ def answer_once(options):
 
     context = read_context(options)
     reader = load(options)
+    if options.xray is not None:
+        from inside.case import check_encoder
+
+        check_encoder(reader)
     threshold = reader.settings.null_threshold
     if question_is_cut(reader, options.question):
         note(f"note: the question was cut to {reader.question_limit} tokens")
@@ -247,6 +251,8 @@ def predict_with(options, ranks):
     examples = dataset.examples
     for notice in dataset.notices:
         note(f"note: {notice}")
+    if not dataset.has_texts:
+        refuse_about_a_text(options, f"{options.predict[0]} asks")
     reader = load(options)
     require_same_work(ranks, options.predict, reader)
     policy = choose_null(dataset, reader.settings, options.null_threshold)

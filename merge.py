@@ -20,6 +20,8 @@ MERGE_OPTIONS = (
     Option("out", Path, None, "Folder to write the merged model to; unset: only score.", MERGE, metavar="DIR"),
     Option("way", str, None, "Onto which weights; unset: the best on --dev, or else the original ones.", MERGE,
            choices=WAYS),
+    Option("dtype", str, "stored", "Number format of what is written: that of the base's files, or fp32.", MERGE,
+           choices=("stored", "fp32")),
     Option("dev", Path, None, "Score each way on these files first.", SCORING, many=True, metavar="FILE"),
     Option("max_dev_examples", int, None, "Score on a subset of this many questions.", SCORING, minimum=1),
     Option("precision", str, "auto", "Number format of the matrix products in scoring.", SCORING, choices=PRECISIONS),
@@ -77,7 +79,7 @@ def merge(options):
         scores = {way: score(built(folder, way, quant, options), examples, way) for way in ("unmerged", *ways)}
         chosen = chosen or max(ways, key=lambda way: scores[way]["f1"])
     if options.out is not None:
-        reader = built(folder, chosen, quant, options)
+        reader = built(folder, chosen, quant, options, to_save=options.dtype == "stored")
         write_folder(options.out, reader.save)
         print(f"merged onto the {chosen} weights; ask it: python infer.py --model {options.out}")
         if (options.out / "Modelfile").is_file():
@@ -100,8 +102,8 @@ def ways_of(folder):
     return quant, WAYS if quant else WAYS[:1]
 
 
-def built(folder, way, quant, options):
-    """The Reader of an adapter, merged in one of the ways or "unmerged"."""
+def built(folder, way, quant, options, to_save=False):
+    """The Reader of an adapter, merged in one of the ways or "unmerged". to_save: as for Reader.load."""
     from dataclasses import replace
 
     from model.merging import merged_model
@@ -109,7 +111,8 @@ def built(folder, way, quant, options):
     from answering.reader import Reader
 
     reader = Reader.load(
-        folder, device=options.device, precision=options.precision, quant=None if way == "original" else "stored"
+        folder, device=options.device, precision=options.precision, quant=None if way == "original" else "stored",
+        to_save=to_save,
     )
     for notice in reader.notices if way in ("unmerged", "original") else ():
         print(f"merge.py: note: {notice}", file=sys.stderr)

@@ -21,7 +21,6 @@ from answering.settings import ReaderSettings
 from common.errors import InputError
 from data.decode import DecodeSettings, best_spans
 from data.examples import Example
-from data.tokenizer import pair_layout
 from data.windows import WindowSet, WindowSettings
 from model.adapters import SHIPPED, is_adapter
 from model.prompts import room
@@ -114,11 +113,11 @@ class QuestionAnsweringPipeline:
     def _answers(self, pairs, options):
         """What the call returns for each (question, context)."""
         examples = [Example(str(number), *pair, None, "question") for number, pair in enumerate(pairs)]
-        settings, tokenizer = options.windows(room(self.reader.model)), self.reader.tokenizer
+        settings, layout = options.windows(room(self.reader.model)), self.reader.way.layout
         # all that leaves each slice one new token, where the settings would leave the slice half
-        most = settings.length - settings.overlap - pair_layout(tokenizer).specials - 1
+        most = settings.length - settings.overlap - layout.specials - 1
         windows = WindowSet(
-            examples, tokenizer, settings, with_words=options.align_to_words,
+            examples, self.reader.tokenizer, settings, layout=layout, with_words=options.align_to_words,
             question_limit=min(options.max_question_len, most),
         )
         scored = [None] * len(windows)
@@ -187,23 +186,23 @@ def pair_of(one):
 
 
 @torch.inference_mode()
-def score_windows(start, end, answer_mask, options):
+def score_windows(start, end, answer_mask, null, options):
     """For each window of a batch ([(first token, last token, score)], best first, and the null's score).
 
-    start, end: logits (B, T) fp32. answer_mask: (B, T) bool. A score is p(start) · p(end), each a softmax over the
-    window's slice and its first token, the null.
+    start, end: logits (B, T) fp32. answer_mask: (B, T) bool. null: (B,) the token that stands for it. A score is
+    p(start) · p(end), each a softmax over the window's slice and the null's token.
     """
     # more than are asked for: widening to words lets some become the same
     n_best = 2 * options.top_k + 10 if options.align_to_words else options.top_k
-    weighed = answer_mask.clone()
-    weighed[:, 0] = True
+    null = null[:, None]
+    weighed = answer_mask.scatter(1, null, True)
     totals = [x.masked_fill(~weighed, float("-inf")).cpu().double().logsumexp(1) for x in (start, end)]  # (B,) each
     first, last, start_logit, end_logit = best_spans(
         start, end, answer_mask, DecodeSettings(n_best, options.max_answer_len)
     )
     total = sum(totals).numpy()
     scores = np.exp(start_logit.astype(np.float64) + end_logit - total[:, None])  # (B, n)
-    nulls = np.exp((start[:, 0].double() + end[:, 0].double()).cpu().numpy() - total)
+    nulls = np.exp((start.gather(1, null).double() + end.gather(1, null).double())[:, 0].cpu().numpy() - total)
     found = []
     for row, null in enumerate(nulls):
         kept = np.flatnonzero(np.isfinite(start_logit[row]))

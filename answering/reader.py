@@ -22,7 +22,8 @@ from model.quant import QUANTS, FourBit, multiply_in_int8
 from model.prompts import count_named, has_prompt, is_prompt, load_prompt, room, save_prompt
 from model.precision import choose_device, choose_precision
 from model.source import resolve_model
-from model.weights import load_model, read_config, save_weights, stored_quant
+from model.saving import save_weights
+from model.weights import load_model, read_config, stored_quant
 from answering.lanes import usual_lanes
 from answering.ollama import PIECE_FILE, save_for_ollama
 from answering.settings import ReaderSettings, SpeakerSettings, default_settings, stored_settings, way_of
@@ -150,14 +151,15 @@ class Reader:
     @classmethod
     def load(
         cls, folder, *, settings=None, device="auto", precision="auto", dropout=None, attention_dropout=None,
-        quant="stored", frozen=False,
+        quant="stored", frozen=False, to_save=False,
     ):
         """Open a model folder: config.json, model.safetensors, tokenizer, and reader.json where there is one.
 
         For the folder of an adapter the base that it names is opened first. settings: used instead of the folder's.
         quant: one of QUANTS to hold the encoder in 4 bits, "int8" to multiply in 8, None in full, "stored" as the
         settings say. frozen: a decoder's weights will neither learn nor be saved, so what its file holds in 16 bits may
-        stay so where 16 bits are computed in. Raises InputError with the reason when the folder cannot be used.
+        stay so where 16 bits are computed in; to_save: it does anyway. Raises InputError with the reason when the folder cannot
+        be used.
         """
         folder = Path(folder)
         if is_adapter(folder) or is_fusion(folder):
@@ -168,7 +170,7 @@ class Reader:
                 settings = default_settings(read_config(base), count_named(folder))
             reader = cls.load(
                 base, settings=settings, device=device, precision=precision, dropout=dropout,
-                attention_dropout=attention_dropout, quant=quant, frozen=frozen,
+                attention_dropout=attention_dropout, quant=quant, frozen=frozen, to_save=to_save,
             )
             reader.base = described.base, described.revision
             if fused:
@@ -194,7 +196,7 @@ class Reader:
         if quant == "int8" and device.type != "cpu":
             raise InputError(f"--quant int8 is for CPUs, and the device is {device}")
         four_bit = FourBit.named(quant, precision) if quant in QUANTS else None
-        keep = frozen and precision != "fp32" and not isinstance(config, BertConfig)
+        keep = to_save or frozen and precision != "fp32" and not isinstance(config, BertConfig)
         model, report = load_model(
             folder, dropout=dropout, attention_dropout=attention_dropout, four_bit=four_bit, keep_16_bits=keep,
             attention=getattr(settings, "attention", None),
@@ -316,14 +318,14 @@ class Reader:
         return self.way.training_set(examples, self.settings, references, progress, **how)
 
     def logits(self, windows, *, tokens_per_batch=None):
-        """Yield (a batch's windows, start logits, end logits, where an answer may lie) of a WindowSet, in any order.
+        """Yield (a batch's windows, start logits, end logits, where an answer may lie, null) of a WindowSet, in any order.
 
-        For those who decode otherwise than `predict`. The last three are (B, T); the first token's logits are the null.
+        For those who decode otherwise than `predict`. Three are (B, T); null: (B,), the token whose logits are the null's.
         """
         adapter = self.adapter
         for batch in self.way.batches(windows, tokens_per_batch):
             start, end, tensors = self.way.logits(windows, batch, adapter)
-            yield batch, start, end, tensors["answer_mask"]
+            yield batch, start, end, tensors["answer_mask"], tensors["null"]
 
     def ask(self, question, context):
         """The Prediction for one question about one text (None: about none), and the seconds it took; InputError."""

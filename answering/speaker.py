@@ -42,6 +42,15 @@ def talks(examples):
     return bool(examples) and examples[0].context is None
 
 
+def ends_of(model, stop):
+    """Tokens that end what is said freely: the chat format's `stop`, and those that the checkpoint's config names.
+
+    Llama 3.1 Instruct names three, of which <|eot_id|> alone ends a turn; one that was tuned elsewhere may end by another.
+    """
+    named = model.config.token_ids.get("eos_token_id", [])
+    return {stop, *(named if isinstance(named, list) else [named])}
+
+
 class SpokenAnswers:
     """The way of a decoder that says its answers. Settings are SpeakerSettings with a chat format."""
 
@@ -157,11 +166,11 @@ class SpokenAnswers:
     def speak(self, prefix, prompts, batch, settings, generator):
         """For each prompt (text, log-probability), the text "" where the no-answer phrase was said."""
         decoding, most = settings.decoding, settings.prompts.max_answer
-        stop = prompts.stop if isinstance(prompts, TalkSet) else prompts.layout.stop
+        stop = ends_of(self.model, prompts.stop if isinstance(prompts, TalkSet) else prompts.layout.stop)
         if isinstance(prompts, PromptSet):
             most = max(most, len(prompts.layout.phrase))
         said = go_on(
-            prefix, max_new=most, stop={stop}, top_p=decoding.top_p, generator=generator,
+            prefix, max_new=most, stop=stop, top_p=decoding.top_p, generator=generator,
             temperature=decoding.temperature if decoding.way == "sample" else 0.0,
         )
         texts = [self.tokenizer.decode(list(one.tokens)).strip() for one in said]
@@ -187,8 +196,12 @@ class Said:
 
     def prediction(self, example, n_best, offer_null):
         """The finished Prediction, of one span or none; its probability is that of saying just this."""
-        if self.best is None or is_blank(example.question):
-            reason = "the question is empty" if is_blank(example.question) else "the model says that there is none"
+        reason = "the model says that there is none"
+        if is_blank(example.question):
+            self.best, reason = None, "the question is empty"
+        elif example.context is not None and is_blank(example.context):
+            self.best, reason = None, "the context is empty"
+        if self.best is None:
             sure = 0.0 if self.refused is None else float(np.exp(self.refused))
             return Prediction(example.id, (), None, sure, reason, self.windows)
         log_probability, text, window = self.best

@@ -58,7 +58,7 @@ def write_tiny_reader(folder, model):
     from data.tokenizer import load_tokenizer, save_tokenizer
     from model.bert import BertConfig, BertForQuestionAnswering
     from model.source import resolve_model
-    from model.weights import save_weights
+    from model.saving import save_weights
 
     tokenizer = load_tokenizer(resolve_model(model).folder)
     torch.manual_seed(0)

@@ -50,7 +50,7 @@ def measure(folder, quant, adapters):
 def write_base(folder):
     """A BERT-base of random weights as a model folder."""
     from model.bert import BertConfig, BertForQuestionAnswering
-    from model.weights import save_weights
+    from model.saving import save_weights
 
     save_weights(BertForQuestionAnswering(BertConfig(vocab_size=30522)), folder)
 

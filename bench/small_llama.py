@@ -82,7 +82,7 @@ def make_model(options):
     import torch
 
     from data.tokenizer import save_tokenizer
-    from model.weights import save_weights
+    from model.saving import save_weights
 
     copied = [text + "<|user|>\n<|assistant|>\nunanswerable" for text in texts_of_task(4000)]
     specials = ENCODER_SPECIALS if options.encoder else SPECIALS

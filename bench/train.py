@@ -69,7 +69,7 @@ def write_start(options, folder):
     from data.tokenizer import load_tokenizer, save_tokenizer
     from model.bert import BertConfig, BertForQuestionAnswering
     from model.source import resolve_model
-    from model.weights import save_weights
+    from model.saving import save_weights
 
     torch.manual_seed(options.seed)
     source = resolve_model(options.model or "minilm").folder

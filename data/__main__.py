@@ -21,7 +21,7 @@ def build_parser():
         epilog=EPILOG,
     )
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="nested SQuAD JSON, flat JSON, JSONL or CSV")
+    add("files", nargs="+", metavar="FILE", help="nested SQuAD JSON, flat JSON, JSONL or CSV, or questions without texts")
     add("--repair", metavar="OUT", help="write a mended copy of the one FILE as nested SQuAD JSON")
     add("--overwrite", action="store_true", help="with --repair: replace OUT where that file exists")
     add("--losses", type=Path, metavar="RUN", help="list what a run that learned from FILE, with train.py --record-losses, found "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from data.documents import at, counted, shown
 from data.formats import read_document
 from data.repair import contradictory, locate
+from data.talks import is_talk, read_talks
 
 KINDS = (
     "misaligned answer",
@@ -62,10 +63,15 @@ def lint(*paths):
     """
     report, contexts = Report(), {}
     for path in paths:
-        document = read_document(path)
-        report.summaries.append(summarise(document))
-        report.findings += find_in_document(document)
-        report.findings += find_shared(document, contexts)
+        if is_talk(path):
+            talk = read_talks([path])
+            report.summaries.append(summarise_talk(path, talk))
+            report.findings += find_in_talk(path, talk.examples)
+        else:
+            document = read_document(path)
+            report.summaries.append(summarise(document))
+            report.findings += find_in_document(document)
+            report.findings += find_shared(document, contexts)
     return report
 
 
@@ -82,15 +88,48 @@ def summarise(document):
         "without references": sum(question.references is None for question in questions),
         "references": len(answers),
     }
-    lengths = {}
-    for name, texts in (
-        ("context", contexts), ("question", [question.text for question in questions]), ("answer", answers)
-    ):
-        if texts:
-            lengths[name, "characters"] = quartet([len(text) for text in texts])
-            lengths[name, "words"] = quartet([len(text.split()) for text in texts])
+    lengths = lengths_of(context=contexts, question=[question.text for question in questions], answer=answers)
     references = Counter(len(question.references) for question in questions if question.references)
     return Summary(str(document.path), counts, references, lengths, document.notices)
+
+
+def summarise_talk(path, talk):
+    """The Summary of a Dataset of questions without texts."""
+    answers = [answer.text for example in talk.examples for answer in example.answers or ()]
+    counts = {
+        "questions without a text": len(talk.examples),
+        "after other turns": sum(bool(example.history) for example in talk.examples),
+        "without references": sum(example.answers is None for example in talk.examples),
+        "references": len(answers),
+    }
+    lengths = lengths_of(question=[example.question for example in talk.examples], answer=answers)
+    references = Counter(len(example.answers) for example in talk.examples if example.answers)
+    return Summary(str(path), counts, references, lengths, talk.notices)
+
+
+def lengths_of(**texts):
+    """`Summary.lengths` of the texts of each name."""
+    lengths = {}
+    for name, some in texts.items():
+        if some:
+            lengths[name, "characters"] = quartet([len(text) for text in some])
+            lengths[name, "words"] = quartet([len(text.split()) for text in some])
+    return lengths
+
+
+def find_in_talk(path, examples):
+    """All findings in a file of questions without texts."""
+    findings, asked = [], {}
+
+    def add(kind, where, message):
+        findings.append(Finding(kind, str(path), where, message))
+
+    for example in examples:
+        check_text(add, "question", example.question, at(example.where, "question"))
+        first = asked.setdefault((example.history, example.question.strip()), example.where)
+        if first is not example.where and example.question.strip():
+            add("duplicate question", example.where, f"asks the same after the same turns as {first}")
+    return findings
 
 
 def quartet(lengths):

@@ -11,6 +11,7 @@ from common.errors import InputError
 from common.files import check_target, write_atomic
 from data.documents import unique_id
 from data.formats import read_document
+from data.talks import is_talk
 
 CHANGES = {
     "context stripped": "contexts freed of outer whitespace, their offsets moved along",
@@ -234,6 +235,8 @@ def repair_file(path, out, overwrite=False):
     check_target(out)
     if exists and not overwrite:
         raise InputError(f"{out}: this file exists; name another one, or add --overwrite to replace it")
+    if is_talk(path):
+        raise InputError(f"{path}: questions without texts hold no places that could be mended")
     document = read_document(path)
     account = repair(document)
     if next(document.questions(), None) is None:

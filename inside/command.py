@@ -19,16 +19,18 @@ def command(program, build_parser, act):
 
 
 def open_reader(options, quant="stored"):
-    """The Reader of --model (None: as infer.py chooses). quant: as for Reader.load."""
+    """The Reader of --model (None: as infer.py chooses), of a BERT. quant: as for Reader.load."""
+    from answering.reader import Reader
+    from inside.case import check_encoder
     from model.source import resolve_model
     from prompt.loading import model_of_run, newest_run
-    from answering.reader import Reader
 
     name = options.model if options.model is not None else str(newest_run())
     folder = resolve_model(str(model_of_run(name))).folder
     reader = Reader.load(folder, device=options.device, precision=options.precision, quant=quant)
     if not reader.trained:
         raise InputError(f"{name}: its head for answers was never trained, so there is nothing to look into")
+    check_encoder(reader)
     return reader
 
 

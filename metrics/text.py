@@ -46,7 +46,7 @@ def corpus_bleu(predictions, references):
     matched, total = [0] * ORDER, [0] * ORDER
     said, wanted = 0, 0
     for prediction, texts in zip(predictions, references, strict=True):
-        tokens, expected = tokens_13a(prediction), [tokens_13a(text) for text in texts]
+        tokens, *expected = (tokens_13a(text.rstrip()) for text in (prediction, *texts))  # stripped as sacrebleu does
         said += len(tokens)
         wanted += min((abs(len(one) - len(tokens)), len(one)) for one in expected)[1]  # of equally near the shorter
         most = Counter()

@@ -62,7 +62,7 @@ class LlamaConfig:
     def from_dict(cls, values, source="config.json"):
         """Build from the contents of a `config.json`; unknown keys are ignored, missing ones take our defaults.
 
-        The rotation is read from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
+        The rotation is read from `rope_theta` and `rope_scaling` or (transformers 5) `rope_parameters`; of both the former.
         Raises InputError, naming `source` and the key, for another architecture or an impossible size.
         """
         if not isinstance(values, dict) or values.get("model_type") != "llama":
@@ -84,9 +84,12 @@ class LlamaConfig:
             chosen[one.name] = value
         if "vocab_size" not in chosen:
             raise InputError(f"{source}: vocab_size is missing")
-        scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
+        scaling = values.get("rope_scaling") or values.get("rope_parameters") or {}
         if not isinstance(scaling, dict):
             raise InputError(f"{source}: rope_scaling: expected an object, found {scaling!r}")
+        theta, other = values.get("rope_theta"), scaling.get("rope_theta")
+        if None not in (theta, other) and theta != other:
+            raise InputError(f"{source}: rope_theta is {theta!r} in one place and {other!r} in another: keep one of them")
         rope = {"rope_theta": values.get("rope_theta", 10000.0), **scaling}
         rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
         token_ids = {key: values[key] for key in TOKEN_IDS if values.get(key) is not None}

@@ -3,6 +3,7 @@
 import torch
 import torch.nn as nn
 
+from common.pages import give_pages_back
 from model.lora import (
     HEAD, LoraLinear, LoraUpdate, SwitchedHead, adapter_names, linear_layers, set_adapter, switch_of,
 )
@@ -45,23 +46,30 @@ def unmerge(model):
 
 
 def merged_model(model, name):
-    """Take all passes off, in place: plain Linear layers with adapter `name` inside them; returns the model."""
+    """Take all passes off, in place: plain Linear layers with adapter `name` inside them; returns the model.
+
+    The sum is taken in fp32 and kept as the word vectors are. Where these are in 16 bits, all is, but for a head that learned.
+    """
     unmerge(model)
     set_adapter(model, name)
     if name in getattr(model, "fusions", {}):
         raise ValueError(f"{name!r} is a fusion, whose mix depends on the text; it cannot be merged")
+    dtype = next(p.dtype for p in model.parameters() if p.dim() == 2 and p.is_floating_point())  # of the word vectors
     for _, parent, attribute, module in list(linear_layers(model)):
         base = module.base if isinstance(module, LoraLinear) else module
-        plain = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device=base.weight.device)
+        plain = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
         with torch.no_grad():
-            weight = dense_weight(base)
+            plain.weight = nn.Parameter(dense_weight(base))
             if isinstance(module, LoraLinear) and name in module.updates:
-                plain.weight.copy_(weight)
-                weight = module.updates[name].dense(plain)
-            plain.weight.copy_(weight)
+                plain.weight = nn.Parameter(module.updates[name].dense(plain))
+            plain.weight = nn.Parameter(plain.weight.to(dtype))
             if base.bias is not None:
-                plain.bias.copy_(base.bias)
+                plain.bias = nn.Parameter(base.bias.detach().clone())
         setattr(parent, attribute, plain)
+        give_pages_back()  # what sums in fp32 leave free would come to as much as a model in 16 bits
+    for part, parameter in model.named_parameters():
+        if parameter.dim() == 1 and not part.startswith(f"{HEAD}."):
+            parameter.data = parameter.data.to(dtype)
     if isinstance(getattr(model, HEAD, None), SwitchedHead):
         model.qa_outputs = model.qa_outputs.heads[name] if name is not None else model.qa_outputs.base
     model.switch, model.lora_configs, model.fusions = None, {}, {}

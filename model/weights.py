@@ -1,4 +1,4 @@
-"""Weights from and to Hugging Face folders: every tensor accounted for (the maps of names are in names.py).
+"""Weights from Hugging Face folders: every tensor accounted for (the maps of names are in names.py, writing in saving.py).
 
 A folder holds `config.json` and `model.safetensors` (or shards with `model.safetensors.index.json`).
 """
@@ -11,17 +11,16 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch.overrides import TorchFunctionMode
 
 from common.errors import InputError
-from common.files import read_json, write_json
+from common.files import read_json
 from common.pages import give_pages_back
 from model.bert import BertConfig, BertForQuestionAnswering
 from model.llama import LlamaConfig, LlamaForCausalLM
 from model.llama_span import LlamaForQuestionAnswering
 from model.names import BERT, NAMES, names_of
-from model.pruning import KEY, check_shape, is_pruned, shape_as, shape_of
+from model.pruning import KEY, check_shape, shape_as
 from model.quant import FourBit, FourBitLinear, quantise
 
 # What stands beside a weight that is stored in 4 bits: `query.weight` is bytes, and `query.weight.absmax` one of these.
@@ -316,34 +315,3 @@ def load_model(folder, *, dropout=None, attention_dropout=None, four_bit=None, k
     if four_bit or stored:
         quantise(model, four_bit or stored)
     return model, load_weights(model, folder, keep_16_bits)
-
-
-def save_weights(model, folder):
-    """Write `config.json` and `model.safetensors` under the names of Hugging Face checkpoints.
-
-    Weights in 4 bits stay so, in bitsandbytes' layout.
-    Not atomic by itself: the caller fills a temporary folder (`common.files.write_folder`). Raises ValueError for a
-    model with adapters or other passes on it, whose parameters are not all that it computes with.
-    """
-    span = isinstance(model, LlamaForQuestionAnswering)
-    with torch.device("meta"), Uninitialised():
-        plain = plain_model(model.config, "causal" if span else None)
-    if set(slots(model)) != set(slots(plain)):
-        raise ValueError("a model with adapters, virtual tokens or 8-bit layers cannot be saved whole; merge it first")
-    folder = Path(folder)
-    tensors, values = {}, model.config.to_dict()
-    if span:
-        values["architectures"] = ["LlamaForQuestionAnswering"]
-    if isinstance(model, BertForQuestionAnswering) and is_pruned(model):
-        values[KEY] = shape_of(model)
-    for ours, (module, attribute, _) in slots(model).items():
-        name = names_of(model).theirs(ours)
-        if isinstance(module, FourBitLinear) and attribute == "weight":
-            tensors |= {name + suffix: tensor for suffix, tensor in module.packed_tensors().items()}
-            values["quantization_config"] = module.four_bit.to_dict()
-        else:
-            tensors[name] = getattr(module, attribute)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    # not save_file, which reports a full disk as an error of the format
-    (folder / "model.safetensors").write_bytes(to_safetensors(tensors, metadata={"format": "pt"}))
-    write_json(folder / "config.json", values)

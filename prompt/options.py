@@ -79,34 +79,41 @@ FOR_SPANS = ("window_step", "length_penalty")
 ABOUT_A_TEXT = ("template", "no_answer_phrase", "shots", "null_threshold", "window_overlap", "xray")
 
 
+def given(options, *names):
+    """Those of the named options that were said, as flags."""
+    return ["--" + name.replace("_", "-") for name in names if getattr(options, name) not in (None, False)]
+
+
+def refuse_about_a_text(options, asker):
+    """InputError for options that only matter where a text is asked about. asker: what asks without one."""
+    foreign = given(options, *ABOUT_A_TEXT) + ["--decode span"] * (options.decode == "span")
+    if foreign:
+        raise InputError(f"{asker} without a text, and does not go with {', '.join(foreign)}")
+
+
 def choose_mode(options):
     """What is asked for: "predict", "documents", "question" or "prompt"; InputError where options exclude others."""
-
-    def given(*names):
-        present = [name for name in names if getattr(options, name) not in (None, False)]
-        return ["--" + name.replace("_", "-") for name in present]
-
     check_model_options(options)
     if options.predict is not None:
-        if foreign := given("question", "context", "context_file", "chat", "json", "top_k", "xray", "docs"):
+        if foreign := given(options, "question", "context", "context_file", "chat", "json", "top_k", "xray", "docs"):
             raise InputError(f"--predict asks what its files ask and does not go with {', '.join(foreign)}")
         if options.out is None:
             raise InputError("--predict writes files: name their folder with --out DIR")
         return "predict"
-    if foreign := given("out", "overwrite", "skip_misaligned"):
+    if foreign := given(options, "out", "overwrite", "skip_misaligned"):
         raise InputError(f"{', '.join(foreign)}: only for --predict DATA, which is not given")
     if options.docs is not None:
-        if foreign := given("context", "context_file", "chat", "xray"):
+        if foreign := given(options, "context", "context_file", "chat", "xray"):
             raise InputError(f"--docs gives the texts to answer from and does not go with {', '.join(foreign)}")
-        if options.question is None and (foreign := given("json", "top_k")):
+        if options.question is None and (foreign := given(options, "json", "top_k")):
             raise InputError(f"{', '.join(foreign)}: only for --question TEXT, which is not given")
         return "documents"
-    if len(texts := given("context", "context_file")) > 1:
+    if len(texts := given(options, "context", "context_file")) > 1:
         raise InputError("--context and --context-file both give a text: keep one of them")
     if options.chat and texts:
         raise InputError(f"--chat asks without a text, and {texts[0]} gives one: keep one of them")
-    if options.chat and (foreign := given(*ABOUT_A_TEXT)):
-        raise InputError(f"--chat asks without a text and does not go with {', '.join(foreign)}")
+    if options.chat:
+        refuse_about_a_text(options, "--chat asks")
     has_context = options.chat or bool(texts)
     if options.question is not None:
         if not has_context:
@@ -114,7 +121,7 @@ def choose_mode(options):
                 "--question needs a text to answer from: add --context TEXT or --context-file FILE"
             )
         return "question"
-    if foreign := given("json", "top_k", "xray"):
+    if foreign := given(options, "json", "top_k", "xray"):
         raise InputError(f"{', '.join(foreign)}: only for --question TEXT, which is not given")
     if options.context_file == Path("-"):
         raise InputError("--context-file - uses up standard input: add --question TEXT, or use a file")

@@ -34,10 +34,15 @@ def lines(*parts):
     return StreamingResponse(produce(), media_type=MEDIA_TYPE)
 
 
+def family_of(service):
+    """The model's family as its config.json has it, such as bert or llama."""
+    return service.reader.model.config.to_dict()["model_type"]
+
+
 def details_of(service):
     parameters = sum(parameter.numel() for parameter in service.reader.model.parameters())
     return {
-        "parent_model": "", "format": "safetensors", "family": "bert", "families": ["bert"],
+        "parent_model": "", "format": "safetensors", "family": family_of(service), "families": [family_of(service)],
         "parameter_size": f"{parameters / 1e6:.1f}M", "quantization_level": service.reader.settings.quant or "none",
     }
 
@@ -96,10 +101,10 @@ def ollama_routes(service):
     async def show(body: ShowRequest) -> dict:
         """What is known of one model."""
         service.adapter_of_model(body.model or body.name or "")
-        length = service.reader.settings.length
+        family, length = family_of(service), service.reader.settings.length
         return {
             "modified_at": stamp(service.began), "details": details_of(service), "capabilities": ["completion"],
-            "model_info": {"general.architecture": "bert", "bert.context_length": length}, "template": "",
+            "model_info": {"general.architecture": family, f"{family}.context_length": length}, "template": "",
         }
 
     @router.get("/api/version")

@@ -13,7 +13,7 @@ import torch
 from data.tokenizer import load_tokenizer, save_tokenizer
 from data.windows import WindowSettings
 from model.bert import BertConfig, BertForQuestionAnswering
-from model.weights import save_weights
+from model.saving import save_weights
 from answering.reader import Reader, ReaderSettings
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "ada", "bob", "cleo", "dan", "lima", "oslo", "paris", "rome"]

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from common.errors import InputError
 from model.families import BertConfig
 from model.names import names_of
-from model.weights import load_model, save_weights
+from model.saving import save_weights
+from model.weights import load_model
 from tests.test_bert import LENGTHS, TOLERANCE, VOCABULARY, gradients, ragged_batch, scalar_loss
 from tests.tiny_families import CHANGES, FAMILIES, make_family, make_family_folder, reference, run_reference
 from tests.tiny_model import TINY

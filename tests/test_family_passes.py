@@ -11,7 +11,8 @@ from model.fusion import add_fusion, load_fusion, save_fusion
 from model.lora import ALL_LINEAR, LoraConfig, add_lora, adapter_names, set_adapter
 from model.prompts import load_prompt, save_prompt, tune_prompt
 from model.quant import FourBit, FourBitLinear, Int8Linear, dense_weight, multiply_in_int8, quantise
-from model.weights import load_model, save_weights
+from model.saving import save_weights
+from model.weights import load_model
 from tests.test_bert import TOLERANCE, VOCABULARY
 from tests.test_families import batch_of
 from tests.test_lora import randomise

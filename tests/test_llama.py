@@ -153,6 +153,12 @@ def test_configs_old_and_new(tmp_path):
     old = LlamaConfig.from_dict(base | {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}})
     new = LlamaConfig.from_dict(base | {"rope_parameters": {"rope_type": "linear", "factor": 2, "rope_theta": 5e5}})
     assert torch.equal(frequencies(old), frequencies(new)) and old.key_heads == 6 and old.head_size == 10
+    both = {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2}, "rope_parameters": {"rope_type": "default"}}
+    assert torch.equal(frequencies(LlamaConfig.from_dict(base | both)), frequencies(old))  # as transformers takes it
+    import transformers
+
+    theirs = transformers.LlamaConfig(**base, **both)
+    assert theirs.rope_parameters["factor"] == 2 and theirs.rope_parameters["rope_theta"] == 5e5
     for change, sentence in (
         ({"model_type": "bert"}, "'llama' is expected"), ({"hidden_size": 61}, "not a multiple of num_attention_heads"),
         ({"num_key_value_heads": 4}, "not a multiple of num_key_value_heads"), ({"head_dim": 5}, "in pairs"),
@@ -162,6 +168,7 @@ def test_configs_old_and_new(tmp_path):
         ({"rope_scaling": "linear"}, "rope_scaling: expected an object, found 'linear'"),
         ({"rope_scaling": {"rope_type": ["x"], "factor": 2}}, "not one of default, linear, llama3"),
         ({"rms_norm_eps": "x"}, "rms_norm_eps: expected float"), ({"num_hidden_layers": 0}, "cannot be 0"),
+        ({"rope_theta": 5e5, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "keep one of them"),
         ({"eos_token_id": "x"}, "eos_token_id: expected a whole number, found 'x'"),
         ({"eos_token_id": [2, None]}, "eos_token_id: expected a whole number"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings: expected bool"), ({"hidden_size": True}, "expected int"),

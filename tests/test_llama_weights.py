@@ -12,7 +12,8 @@ from model.lora import LoraConfig, add_lora, adapter_names, set_adapter, switch_
 from model.merging import merge, merged_model, unmerge
 from model.quant import FourBit, FourBitLinear, quantise
 from model.tune import tune_lora
-from model.weights import load_model, read_config, save_weights
+from model.saving import save_weights
+from model.weights import load_model, read_config
 from answering.reader import Reader
 from tests.test_llama import KINDS, ids, make, twin
 
@@ -165,3 +166,25 @@ def test_a_decoder_that_does_not_say_its_kind_is_told_so(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 97, "hidden_size": 60, "rms_norm_eps": 1e-5}))
     with pytest.raises(InputError, match='config.json: model_type is missing; of a LLaMA it is "llama"'):
         read_config(tmp_path)
+
+
+def test_a_large_model_is_written_in_shards(tmp_path, monkeypatch):
+    import transformers
+
+    from model import saving
+
+    monkeypatch.setattr(saving, "SHARD", 20_000)
+    model = make("two-to-one")
+    save_weights(model, tmp_path)
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    sizes = [sum(tensor.nbytes for tensor in load_file(tmp_path / file).values()) for file in files]
+    assert all(size <= 20_000 or len(load_file(tmp_path / file)) == 1 for file, size in zip(files, sizes))
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(sizes)
+    assert all(name in load_file(tmp_path / file) for name, file in index["weight_map"].items())
+    again, _ = load_model(tmp_path)
+    assert torch.equal(logits(again.eval()), logits(model))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert (theirs(input_ids=ids()).logits - logits(model)).abs().max() <= 1e-5

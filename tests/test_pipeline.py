@@ -210,7 +210,11 @@ def test_answers_that_read_alike_are_one():
 def test_a_window_s_probabilities_leave_question_and_padding_out():
     start, end = torch.full((1, 7), 50.0), torch.full((1, 7), 60.0)
     mask = torch.tensor([[False, False, False, True, True, False, False]])
-    ((found, null),) = score_windows(start, end, mask, PipelineOptions(top_k=2, align_to_words=False))
+    options = PipelineOptions(top_k=2, align_to_words=False)
+    ((found, null),) = score_windows(start, end, mask, torch.tensor([0]), options)
+    assert score_windows(start, end, mask, torch.tensor([5]), options)[0][1] == pytest.approx(1 / 9)
+    end[0, 6] = 63.0  # the null may stand at the end
+    assert score_windows(start, end, mask, torch.tensor([6]), options)[0][1] > 0.2
     assert null == pytest.approx(1 / 9) and [score for *_, score in found] == pytest.approx([1 / 9] * 2)
     assert {(int(a), int(b)) for a, b, _ in found} <= {(3, 3), (3, 4), (4, 4)}
 

@@ -110,7 +110,7 @@ def test_text_forges_nothing_and_awkward_ones_are_taken(tokenizer):
 @pytest.mark.parametrize(
     "changes, sentence",
     [({"template": "no slots"}, "needs {context} exactly once"), ({"template": "{question} {context}"}, "before the"),
-     ({"no_answer": " "}, "cannot be empty"), ({"template": "a\0{context}{question}"}, "cannot hold a NUL"),
+     ({"no_answer": " "}, "cannot be empty"), ({"template": "{context} {question} {no_anwser}"}, "{no_anwser} is none of them"), ({"template": "a\0{context}{question}"}, "cannot hold a NUL"),
      ({"no_answer": "none in {context}"}, "phrase for no answer cannot hold {context}"), ({"length": 40}, "choose longer prompts")],
 )
 def test_settings_that_cannot_be(tokenizer, changes, sentence):

@@ -176,3 +176,12 @@ def test_a_client_that_leaves_or_is_late_ends_the_work(held, adapted_reader):
     assert late.status_code == 503 and late.json()["error"] == "the answer was not ready in time"
     assert queue.counts["cancelled"] == 1 and queue.counts["late"] == 1 and queue.unanswered == 0
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in adapted_reader.model.modules())
+
+
+def test_to_ollama_s_clients_a_decoder_is_no_bert(decoder_place):
+    _, folder = decoder_place
+    with live(Reader.load(folder, device="cpu", precision="fp32")) as (url, _):
+        shown = httpx.post(f"{url}/api/show", json={"model": "bareqa"}).json()
+        assert shown["details"]["family"] == "llama" and shown["details"]["families"] == ["llama"]
+        assert shown["model_info"] == {"general.architecture": "llama", "llama.context_length": 256}
+        assert {one["details"]["family"] for one in httpx.get(f"{url}/api/tags").json()["models"]} == {"llama"}

@@ -12,6 +12,7 @@ from model.llama import LlamaConfig
 from model.llama_span import LlamaForQuestionAnswering
 from answering.reader import Reader
 from tests.tiny_decoder import TINY
+from data.examples import Example
 from tests.tiny_run import arguments, examples
 
 
@@ -149,3 +150,34 @@ def test_adapters_of_a_span_head_go_on_the_bare_base(decoder_place, tmp_path, ca
         assert infer.main(["--adapter", *given, *ask]) == 2
         said = capsys.readouterr().err
         assert sentence in said and f"{given[1]}/model: this adapter was trained to answer" in said
+
+
+@pytest.mark.parametrize("framed", [False, True])
+def test_the_pipeline_reads_what_the_reader_reads(decoder_place, tmp_path, framed):
+    """It took the tokenizer's own frame: with one, other windows and the first token's null; without one, a TypeError."""
+    from answering.pipeline import QuestionAnsweringPipeline
+
+    assert run(decoder_place, tmp_path / "run") == 0
+    if framed:
+        path = tmp_path / "run/model/tokenizer.json"
+        values = json.loads(path.read_text())
+        parts = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+        pair = parts + [{"SpecialToken": {"id": "<s>", "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}]
+        special = {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
+        values["post_processor"] = {"type": "TemplateProcessing", "single": parts, "pair": pair, "special_tokens": special}
+        path.write_text(json.dumps(values))
+    reader = Reader.load(tmp_path / "run/model", device="cpu", precision="fp32")
+    some = Example("a", "Who lived there?", "A miller lived there, and left.", None, "")
+    windows = reader.way.windows([some], reader.settings)
+    assert len(windows) == 1
+    start, end, tensors = reader.way.logits(windows, [0], None)
+    last = int(windows.length[0]) - 1
+    weighed = tensors["answer_mask"][0].clone()
+    weighed[last] = True
+    share = [torch.where(weighed, one[0], -torch.inf).softmax(0)[last].item() for one in (start, end)]
+    found = QuestionAnsweringPipeline(reader)(
+        question=some.question, context=some.context, top_k=30, max_seq_len=90, doc_stride=reader.settings.windows.overlap,
+        handle_impossible_answer=True,
+    )
+    (nothing,) = [one for one in found if not one["answer"]]
+    assert nothing["score"] == pytest.approx(share[0] * share[1], rel=1e-4)

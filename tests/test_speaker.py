@@ -11,7 +11,7 @@ from common.errors import InputError
 from data.chat import FORMATS
 from data.examples import Example
 from data.prompts import PromptSet, PromptSettings
-from model.generate import Generation
+from model.generate import Generation, go_on
 from model.prompts import add_prompt
 from answering.reader import Reader, run_steps
 from answering.settings import Decoding, SpeakerSettings
@@ -190,3 +190,33 @@ def test_stored_examples_that_are_none_are_refused(tmp_path, shots):
     path.write_text(json.dumps(values))
     with pytest.raises(InputError, match="speaker.json: .*context, question, answer"):
         SpeakerSettings.from_file(path)
+
+
+@pytest.mark.parametrize("context", [None, "Ada Stone built the mill in 1807."])
+def test_what_the_checkpoint_calls_an_end_ends_an_answer(monkeypatch, context):
+    """Llama 3.1 names three ends; one that was tuned elsewhere may say another than its chat format's, and then babble."""
+    speaker, said = make_speaker(), []
+
+    def listen(*arguments, **how):
+        said.append(go_on(*arguments, **how)[0].tokens)
+        return go_on(*arguments, **how)
+
+    monkeypatch.setattr("answering.speaker.go_on", listen)
+    settings = replace(speaker.settings, decoding=Decoding("greedy"), prompts=replace(SETTINGS, max_answer=12))
+    some = [Example("a", "Who built it?", context, None, "")]
+    run_steps(speaker.way.steps(some, settings, **alike(some)))
+    (whole,) = said
+    end = next(k for k, token in enumerate(whole) if k > 1 and token not in whole[:k])
+    monkeypatch.setitem(speaker.model.config.token_ids, "eos_token_id", [whole[end], 2])
+    run_steps(speaker.way.steps(some, settings, **alike(some)))
+    assert said[1] == whole[:end]
+    monkeypatch.setitem(speaker.model.config.token_ids, "eos_token_id", whole[end])
+    run_steps(speaker.way.steps(some, settings, **alike(some)))
+    assert said[2] == whole[:end]
+
+
+def test_freely_too_nothing_is_said_of_an_empty_text(speaker):
+    settings = replace(speaker.settings, decoding=Decoding("greedy"))
+    some = [Example("a", "Who?", "  \n", None, ""), Example("b", " ", "Ada was here.", None, "")]
+    found = run_steps(speaker.way.steps(some, settings, **alike(some)))
+    assert [(one.spans, one.reason) for one in found] == [((), "the context is empty"), ((), "the question is empty")]

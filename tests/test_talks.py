@@ -7,11 +7,13 @@ import sys
 import numpy as np
 import pytest
 
+import data.__main__ as data_command
 import infer
 import train
 from answering.reader import Reader
 from common.errors import InputError
 from data.chat import FORMATS, encode_chat
+from data.lint import lint
 from data.prompts import IGNORED, PromptSettings, TalkSet
 from data.readers import read_dataset
 from metrics import corpus_bleu, f1_v1, rouge_l
@@ -165,7 +167,7 @@ def test_infer_answers_without_a_text(learned, capsys, monkeypatch, tmp_path, ti
     assert all(metrics[name] == run_metrics[name] for name in ("f1", "bleu", "rouge_l", "total"))
     assert "not_in_text" not in metrics
     assert infer.main([*ask, "--question", "Who?", "--null-threshold", "1", "--template", "{context} {question}"]) == 2
-    assert "--chat asks without a text and does not go with --template, --null-threshold" in capsys.readouterr().err
+    assert "--chat asks without a text, and does not go with --template, --null-threshold" in capsys.readouterr().err
     assert infer.main(["--model", str(tiny_folder), "--chat", "--question", "Who?"]) == 2
     assert "--chat is for a decoder" in capsys.readouterr().err
 
@@ -183,3 +185,34 @@ def test_turns_that_were_left_away_are_said_once(learned, tmp_path, capsys):
     assert train.main(list(map(str, argv))) == 0
     shown = capsys.readouterr().out
     assert "note: 1 conversation too long for prompts of 120 tokens, whose oldest turns were left away" in shown
+
+
+@pytest.mark.parametrize("flag", [["--template", "{context} {question}"], ["--no-answer-phrase", "none"], ["--shots", "x.json"]])
+def test_what_is_for_questions_about_texts_is_refused(learned, tmp_path, capsys, flag):
+    argv = [*map(str, arguments(learned, learned / "llama", tmp_path / "out")), *flag]
+    assert train.main(argv) == 2
+    assert f"train.json: asks without texts, and {flag[0]} is for questions about them" in capsys.readouterr().err
+    argv = ["--model", str(learned / "run"), "--predict", str(learned / "dev.json"), "--out", str(tmp_path / "out"), *flag]
+    assert infer.main(argv) == 2
+    assert f"dev.json asks without a text, and does not go with {flag[0]}" in capsys.readouterr().err
+    assert infer.main(["--model", str(learned / "run"), "--chat", "--question", "Who?", "--decode", "span"]) == 2
+    assert "--chat asks without a text, and does not go with --decode span" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_linter_knows_them(tmp_path, capsys):
+    path = write(tmp_path / "talk.json", [*RECORDS, {**RECORDS[0], "question": " Where is the mill?"}, {"question": "", "answer": "x"}])
+    report = lint(path)
+    (summary,) = report.summaries
+    assert summary.counts == {
+        "questions without a text": 6, "after other turns": 2, "without references": 0, "references": 7
+    }
+    assert summary.lengths["question", "words"][0] == 0 and summary.references == {1: 5, 2: 1}
+    assert [(one.kind, one.where) for one in report.findings] == [
+        ("outer whitespace", "[4].question"), ("duplicate question", "[4]"), ("empty question", "[5].question"),
+    ]
+    assert data_command.main([str(path)]) == 1 and "asks the same after the same turns as [0]" in capsys.readouterr().out
+    assert data_command.main([str(write(path, RECORDS))]) == 0
+    assert "questions without a text 4, after other turns 2" in capsys.readouterr().out
+    assert data_command.main([str(path), "--repair", str(tmp_path / "out.json")]) == 2
+    assert "questions without texts hold no places that could be mended" in capsys.readouterr().err

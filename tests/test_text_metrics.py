@@ -44,6 +44,13 @@ def test_bleu_is_that_of_sacrebleu(seed):
     assert 20 < corpus_bleu(predictions, references) < 100
 
 
+@pytest.mark.parametrize("said, wanted", [("a b c d -", "a b c d -\n"), ("a b c d-\n", "a b c d-"), ("a b-\nc d e", "a bc d e \t")])
+def test_a_line_s_end_after_a_hyphen(said, wanted):
+    """Within a text it joins two halves of a word; at the end sacrebleu has stripped it before."""
+    assert corpus_bleu([said], [[wanted]]) == pytest.approx(reference_bleu([said], [[wanted]]), abs=1e-6)
+    assert corpus_bleu([said], [[wanted]]) == pytest.approx(100)
+
+
 @calm
 @given(st.lists(st.tuples(ugly, st.lists(ugly, min_size=1, max_size=3)), min_size=1, max_size=4))
 def test_bleu_of_ugly_texts(pairs):

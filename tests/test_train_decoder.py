@@ -2,11 +2,12 @@
 
 import io
 import json
+import shutil
 import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import infer
 import merge
@@ -363,7 +364,7 @@ def test_a_modelfile_is_written_where_ollama_can_read_the_vocabulary(tmp_path, d
     from data.tokenizer import is_byte_level, save_tokenizer
     from tests.test_pieces import sentence_pieces
     from tests.tiny_decoder import make_folder, make_model
-    from model.weights import save_weights
+    from model.saving import save_weights
 
     tokenizer, base = sentence_pieces("prepend"), make_folder(tmp_path / "base")
     assert not is_byte_level(tokenizer) and not is_byte_level(sentence_pieces("first")) and is_byte_level(make_tokenizer())
@@ -381,3 +382,50 @@ def test_a_modelfile_is_written_where_ollama_can_read_the_vocabulary(tmp_path, d
     (tmp_path / "again").mkdir()
     again.save(tmp_path / "again")
     assert (tmp_path / "again/tokenizer.model").read_bytes() == b"pieces"
+
+
+def test_what_sees_into_berts_alone_says_so_before_it_works(decoder_place, tmp_path, capsys, monkeypatch):
+    """--xray answered first and threw the answer away; inside.heads ended in a traceback."""
+    from inside.heads import main as heads
+
+    data, folder = decoder_place
+    monkeypatch.setattr(Reader, "predict", lambda *args, **more: pytest.fail("asked"))
+    argv = ["--model", str(folder), "--question", "Who?", "--context", "Ada.", "--xray", str(tmp_path / "why.html")]
+    assert infer.main(argv) == 2
+    assert "a decoder cannot be looked into" in capsys.readouterr().err
+    for more in ([], ["--keep", "0.7", "--out", str(tmp_path / "pruned")]):
+        assert heads([str(data / "dev.json"), "--model", str(folder), *more]) == 2
+        assert "a decoder cannot be looked into" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tune", ["lora", "qlora"])
+def test_a_base_in_16_bits_stays_so(decoder_place, tmp_path, tune):
+    """It used to come out in fp32, twice as large, by way of three times as much memory."""
+    import transformers
+
+    data, llama = decoder_place
+    base = tmp_path / "base"
+    shutil.copytree(llama, base)
+    half = {name: tensor.bfloat16() for name, tensor in load_file(llama / "model.safetensors").items()}
+    save_file(half, base / "model.safetensors", metadata={"format": "pt"})
+    assert run((data, base), tmp_path / "run", **LORA | {"tune": tune, "lora_alpha": 200, "lr": 0.02}) == 0
+    for way in ("original", *(["dequantised"] if tune == "qlora" else [])):
+        for dtype in ("stored", "fp32"):
+            out = tmp_path / f"{way}-{dtype}"
+            argv = ["--adapter", tmp_path / "run", "--out", out, "--way", way, "--dtype", dtype, "--precision", "fp32"]
+            assert merge.main(list(map(str, argv))) == 0
+        wide, narrow = (load_file(tmp_path / f"{way}-{dtype}/model.safetensors") for dtype in ("fp32", "stored"))
+        assert {tensor.dtype for tensor in narrow.values()} == {torch.bfloat16}
+        assert {tensor.dtype for tensor in wide.values()} == {torch.float32}
+        assert all(torch.equal(narrow[name], tensor.bfloat16()) for name, tensor in wide.items())  # rounded once, at the end
+        assert any(not torch.equal(tensor, half[name].float()) for name, tensor in wide.items())
+        config = json.loads((tmp_path / f"{way}-stored/config.json").read_text())
+        assert config["dtype"] == "bfloat16"
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / f"{way}-stored")
+        assert theirs.dtype == torch.bfloat16
+        ids = torch.arange(17)[None] + 5
+        with torch.no_grad():
+            wanted = theirs.float().eval()(input_ids=ids).logits
+            found = Reader.load(tmp_path / f"{way}-stored", device="cpu", precision="fp32").model.eval()(ids)
+        assert (found - wanted).abs().max() < 1e-4

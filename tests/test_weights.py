@@ -16,7 +16,8 @@ from data.tokenizer import load_tokenizer, save_tokenizer
 from data.windows import WindowSet, WindowSettings
 from model.bert import BertForQuestionAnswering
 from model.names import BERT_TABLE
-from model.weights import load_model, load_weights, read_config, save_weights
+from model.saving import save_weights
+from model.weights import load_model, load_weights, read_config
 from tests.tiny_model import make_folder
 
 TENSORS = 55  # of a model of three layers: 5 of embeddings, 16 in each block, 2 of the head

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from data.chat import FORMATS
 from data.tokenizer import save_tokenizer
 from model.llama import LlamaConfig, LlamaForCausalLM
-from model.weights import save_weights
+from model.saving import save_weights
 from tests.tiny_model import sample_texts
 
 SPECIALS = ["<unk>", "<s>", "</s>", *FORMATS["llama3"].needs]

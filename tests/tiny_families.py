@@ -9,7 +9,7 @@ from tokenizers.implementations import ByteLevelBPETokenizer
 from data.tokenizer import save_tokenizer
 from model.bert import BertConfig, BertForQuestionAnswering
 from model.names import names_of
-from model.weights import save_weights
+from model.saving import save_weights
 from tests.tiny_model import TINY, make_tokenizer, sample_texts
 
 ROBERTA_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]

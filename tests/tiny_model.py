@@ -11,7 +11,7 @@ from tokenizers.models import WordPiece
 
 from data.tokenizer import save_tokenizer
 from model.bert import BertConfig, BertForQuestionAnswering
-from model.weights import save_weights
+from model.saving import save_weights
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SAMPLE = Path(__file__).parents[1] / "data" / "sample"

@@ -16,6 +16,7 @@ from training.run import asked
 
 FOR_DECODERS = ("chat_format", "template", "no_answer_phrase", "shots", "print_prompt", "train_on_inputs")
 FOR_SPANS = ("window_step", "length_penalty")
+ABOUT_A_TEXT = ("template", "no_answer_phrase", "shots")
 
 
 def settings_for(source, options, null_threshold):
@@ -50,6 +51,13 @@ def settings_for(source, options, null_threshold):
     return SpeakerSettings(
         prompt_settings(known, options), chat=chat, n_best=options.n_best, null_threshold=null_threshold, quant=options.quant
     )
+
+
+def refuse_about_a_text(options, path):
+    """InputError for options of prompts about texts, where the data of `path` have none."""
+    for name in ABOUT_A_TEXT:
+        if asked(options, name):
+            raise InputError(f"{path}: asks without texts, and --{name.replace('_', '-')} is for questions about them")
 
 
 def prompt_settings(known, options):

@@ -18,7 +18,7 @@ from model.source import ModelSource, resolve_model
 from answering.reader import Reader
 from answering.settings import SpeakerSettings
 from training.evaluate import PREDICTION_FILES, prediction_files
-from training.asking import settings_for
+from training.asking import refuse_about_a_text, settings_for
 from training.run import data_files, read_split
 from training.measure import latency, parameter_counts, parameter_groups, peak_memory_bytes
 from training.tuning import refuse_other_quant, tune
@@ -55,6 +55,8 @@ def prepare(options, ranks, download_bar, text_bar):
             kinds = "about texts", "without texts"
             dev_kind, train_kind = kinds[train_set.has_texts], kinds[dev_set.has_texts]  # the other's, as they differ
             raise InputError(f"{files[1][0]}: asks {dev_kind}, the training data {train_kind}")
+    if not train_set.has_texts:
+        refuse_about_a_text(options, files[0][0])
     with ranks.in_turn():
         source = resolve_model(options.model, revision=options.revision)
     seed_everything(options.seed)
