@@ -240,10 +240,9 @@ def target_layers(model, targets):
     for target in targets:
         if not any(fits(target, name) for layer in layers for name in spellings(model, layer[0])):
             known = sorted({re.split(r"\.\d+\.", layer[0], maxsplit=1)[-1] for layer in layers})
-            raise InputError(f"no Linear layer is called {target!r}; there are {', '.join(known)}, and {ALL_LINEAR}")
-    return [
-        layer for layer in layers if any(fits(t, name) for t in targets for name in spellings(model, layer[0]))
-    ]
+            fault = "lm_head takes no update here" if target == "lm_head" else f"no Linear layer is called {target!r}"
+            raise InputError(f"{fault}; there are {', '.join(known)}, and {ALL_LINEAR}")
+    return [layer for layer in layers if any(fits(t, name) for t in targets for name in spellings(model, layer[0]))]
 
 
 def switch_of(model):

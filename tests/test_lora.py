@@ -10,10 +10,11 @@ import torch
 from common.errors import InputError
 from model.bert import BertConfig, BertForQuestionAnswering
 from model.lora import (
-    ALL_LINEAR, LoraConfig, LoraLinear, adapter_names, add_lora, linear_layers, remove_adapter, set_adapter, switch_of,
+    ALL_LINEAR, LoraConfig, LoraLinear, adapter_names, add_lora, linear_layers, remove_adapter, set_adapter, switch_of, target_layers,
 )
 from model.merging import merge, merged_model, unmerge
 from tests.test_bert import VOCABULARY, ragged_batch, reference_model, scalar_loss
+from tests import tiny_decoder
 from tests.tiny_model import make_model
 
 KINDS = {
@@ -295,3 +296,8 @@ def test_logits_and_gradients_are_those_of_peft(kind):
     for name, ours_parameter in pairs.items():
         wanted = parameters[name].grad
         assert (ours_parameter.grad - wanted).abs().max() <= 2e-5 * max(1, wanted.abs().max()), name
+
+
+def test_of_a_decoder_s_output_layer_it_is_not_said_that_it_is_none():
+    with pytest.raises(InputError, match="lm_head takes no update here; there are mlp.down_proj, .*all-linear"):
+        target_layers(tiny_decoder.make_model(71), ("q_proj", "lm_head"))
