@@ -62,6 +62,8 @@ def merge(options):
         raise InputError("name an adapter with --adapter FOLDER, and --out DIR to write it or --dev FILE to score it")
     if options.way is not None and options.out is None:
         raise InputError("--way says what to write: name the folder with --out DIR")
+    if options.dtype != "stored" and options.out is None:
+        raise InputError("--dtype says how to write it: name the folder with --out DIR")
     folder = resolve_model(str(model_of_run(str(options.adapter)))).folder
     if is_fusion(folder) or is_adapter(folder) and is_prompt(folder):
         kind = "a fusion, whose mix depends on the text" if is_fusion(folder) else "virtual tokens"
@@ -76,12 +78,16 @@ def merge(options):
     chosen = options.way or (ways[0] if not options.dev else None)
     if options.dev:
         examples = read_split(options.dev, options.max_dev_examples, 0, False, "scoring").examples
-        scores = {way: score(built(folder, way, quant, options), examples, way) for way in ("unmerged", *ways)}
+        scores = {}
+        for way in ("unmerged", *ways):
+            reader = built(folder, way, quant, options)
+            reader.model.float()  # the numbers that are written, opened as infer.py opens them
+            scores[way] = score(reader, examples, way)
         chosen = chosen or max(ways, key=lambda way: scores[way]["f1"])
     if options.out is not None:
-        reader = built(folder, chosen, quant, options, to_save=options.dtype == "stored")
+        reader = built(folder, chosen, quant, options)
         write_folder(options.out, reader.save)
-        print(f"merged onto the {chosen} weights; ask it: python infer.py --model {options.out}")
+        print(f"merged onto the {chosen} weights{written_in(reader.model)}; ask it: python infer.py --model {options.out}")
         if (options.out / "Modelfile").is_file():
             print(f"for Ollama: ollama create NAME -f {options.out / 'Modelfile'}")
         elif is_importable(reader) and lacks_pieces(reader):
@@ -102,28 +108,38 @@ def ways_of(folder):
     return quant, WAYS if quant else WAYS[:1]
 
 
-def built(folder, way, quant, options, to_save=False):
-    """The Reader of an adapter, merged in one of the ways or "unmerged". to_save: as for Reader.load."""
+def built(folder, way, quant, options):
+    """The Reader of an adapter, merged in one of the ways and in the format that --dtype says, or "unmerged"."""
     from dataclasses import replace
 
     from model.merging import merged_model
     from model.quant import FourBit, quantise
     from answering.reader import Reader
 
+    stored = options.dtype == "stored" and way != "unmerged"
     reader = Reader.load(
         folder, device=options.device, precision=options.precision, quant=None if way == "original" else "stored",
-        to_save=to_save,
+        to_save=stored,
     )
     for notice in reader.notices if way in ("unmerged", "original") else ():
         print(f"merge.py: note: {notice}", file=sys.stderr)
     if way == "unmerged":
         return reader
     settings = replace(reader.settings, quant=quant if way == "requantised" else None)
-    merged_model(reader.model, reader.adapter)
+    merged_model(reader.model, reader.adapter, rounded=stored and way != "requantised")
     reader.all_settings = {None: settings}
     if way == "requantised":
         quantise(reader.model, FourBit.named(quant, reader.precision))
     return reader
+
+
+def written_in(model):
+    """What to say of a merged model's number format, nothing where it is fp32."""
+    import torch
+
+    kinds = {p.dtype for p in model.parameters() if p.dim() == 2 and p.is_floating_point()}
+    narrow = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32}))
+    return f" in {narrow}, as the base's files have it (--dtype fp32 does not round)" if narrow else ""
 
 
 def score(reader, examples, way):

@@ -1,6 +1,7 @@
 """What Ollama wants beside a decoder's merged weights."""
 
 from answering.settings import SpeakerSettings
+from answering.speaker import ends_of
 from common.files import write_atomic
 from data.chat import FORMATS, modelfile
 from data.tokenizer import is_byte_level
@@ -30,4 +31,7 @@ def save_for_ollama(reader, folder):
     if reader.piece_file is not None:
         write_atomic(folder / PIECE_FILE, reader.piece_file.read_bytes())
     if not lacks_pieces(reader):
-        write_atomic(folder / "Modelfile", modelfile(FORMATS[reader.settings.chat], reader.settings.prompts))
+        chat = FORMATS[reader.settings.chat]
+        ends = sorted(ends_of(reader.model, reader.tokenizer.token_to_id(chat.end)))
+        known = filter(None, map(reader.tokenizer.id_to_token, ends))
+        write_atomic(folder / "Modelfile", modelfile(chat, reader.settings.prompts, known))

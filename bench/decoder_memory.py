@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from bench.report import at_least, measuring, require
+from common.errors import InputError
 from common.memory import resident_bytes
 
 RANK, ALPHA, TARGETS = 8, 16.0, ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -123,8 +124,18 @@ SIDES = {"ours": ours, "theirs": theirs}
 
 
 def measure(options):
-    """Load, learn, and print what it took; runs in a process of its own."""
+    """Load, learn, and print what it took; runs in a process of its own.
+
+    Raises:
+        InputError: there is no LLaMA in the folder.
+    """
     import torch
+
+    from model.llama import LlamaConfig
+    from model.weights import read_config
+
+    if not isinstance(read_config(options.folder), LlamaConfig):
+        raise InputError(f"{options.folder}: a BERT; here a LLaMA is measured")
 
     from model.precision import choose_device, choose_precision
 

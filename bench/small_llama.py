@@ -195,6 +195,8 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     try:
+        if options.encoder and options.copy_task is not None:
+            raise InputError("--encoder is of a model, and --copy-task makes questions")
         if options.out.exists():
             raise InputError(f"{options.out}: is there already; choose another --out")
         (make_model if options.copy_task is None else make_task)(options)

@@ -128,17 +128,18 @@ def encode_chat(tokenizer, turns, chat):
     return encode_pieces(tokenizer, pieces_of(turns, chat))
 
 
-def modelfile(chat, settings):
+def modelfile(chat, settings, ends=()):
     """The text of a Modelfile with which Ollama imports the merged weights beside it, asked in this chat format.
 
     settings: PromptSettings, whose template the asker still has to fill in. The first special token is left out, since
     Ollama puts it there itself where the tokenizer says so. Its penalty for repeating what stands before, 1.1 unless
-    told, would fall on every answer that is copied from a text.
+    told, would fall on every answer that is copied from a text. ends: further tokens that end an answer.
     """
     turn = "".join([*chat.wrap("user", "{{ .Prompt }}", True), *chat.open_answer])
     lines = [
         "# ollama create NAME -f Modelfile", "FROM .", f'TEMPLATE """{turn}{chat.lead}{{{{ .Response }}}}{chat.end}"""',
-        f'PARAMETER stop "{chat.end}"', "PARAMETER temperature 0", "PARAMETER repeat_penalty 1.0",
+        *(f'PARAMETER stop "{end}"' for end in dict.fromkeys((chat.end, *ends))),
+        "PARAMETER temperature 0", "PARAMETER repeat_penalty 1.0",
         f"PARAMETER num_ctx {settings.length}", f"PARAMETER num_predict {settings.max_answer + 1}",
     ]
     return "\n".join(lines) + "\n"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from data.documents import at, counted, shown
 from data.formats import read_document
 from data.repair import contradictory, locate
-from data.talks import is_talk, read_talks
+from data.talks import check_kinds, is_talk, read_talks
 
 KINDS = (
     "misaligned answer",
@@ -62,8 +62,10 @@ def lint(*paths):
     answers, which are findings here.
     """
     report, contexts = Report(), {}
-    for path in paths:
-        if is_talk(path):
+    talks = [is_talk(path) for path in paths]
+    check_kinds(paths, talks)
+    for path, without_texts in zip(paths, talks, strict=True):
+        if without_texts:
             talk = read_talks([path])
             report.summaries.append(summarise_talk(path, talk))
             report.findings += find_in_talk(path, talk.examples)

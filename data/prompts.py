@@ -7,7 +7,6 @@ generation bound to the text may say, and their offsets are known.
     chat's opening | "…Text:\\n" | slice of the context | "\\n\\nQuestion:\\n" | question | chat's close | answer, end
 """
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -52,9 +51,6 @@ class PromptSettings:
                 raise InputError(f"a prompt template needs {slot} exactly once")
             if slot in str(self.no_answer):
                 raise InputError(f"the phrase for no answer cannot hold {slot}")
-        for slot in re.findall(r"\{\w+\}", self.template):
-            if slot not in (*SLOTS, "{no_answer}"):
-                raise InputError(f"a prompt template has {', '.join(SLOTS)} and {{no_answer}}, and {slot} is none of them")
         if "\0" in self.template + str(self.no_answer):  # which marks the slots of a laid out prompt
             raise InputError("a prompt template and the phrase for no answer cannot hold a NUL character")
         if self.template.index(SLOTS[0]) > self.template.index(SLOTS[1]):

@@ -13,6 +13,7 @@ from functools import cache
 import torch
 
 MOST_ROWS = 64  # of more, reading the weight back costs less
+KERNEL = "gemv_4bit_inference_cpu_{}_bf16"
 OUTPUTS_TOGETHER = 32  # rows of a weight that the kernel's order puts side by side
 
 
@@ -21,8 +22,8 @@ def has_kernel():
     """Whether bitsandbytes brings the kernel (0.50 does), and this CPU its instructions."""
     from bitsandbytes import functional
 
-    kernels = (f"gemv_4bit_inference_cpu_{kind}_bf16" for kind in ("nf4", "fp4"))
-    known = hasattr(functional, "_convert_weight_packed_for_cpu") and all(hasattr(library(), kernel) for kernel in kernels)
+    known = hasattr(functional, "_convert_weight_packed_for_cpu")
+    known = known and all(hasattr(library(), KERNEL.format(kind)) for kind in ("nf4", "fp4"))
     return known and bool(functional.has_avx512bf16())
 
 
@@ -45,18 +46,23 @@ class FewRows:
         from bitsandbytes import functional
 
         self.weight, state = functional._convert_weight_packed_for_cpu(weight, copy(state))
-        self.absmax, (self.outputs, self.inputs) = state.absmax, state.shape
-        self.multiply = getattr(library(), f"gemv_4bit_inference_cpu_{state.quant_type}_bf16")
-        self.sizes = c_int64(self.outputs), c_int64(self.inputs)
-        self.held = c_void_p(self.weight.data_ptr()), c_void_p(self.absmax.data_ptr())
-        self.steps = c_int64(state.blocksize), *reversed(self.sizes)  # from a row of x, and of y, to the next
+        self.absmax, self.kind, self.blocksize = state.absmax, state.quant_type, state.blocksize
+        self.outputs, self.inputs = state.shape
 
     def __call__(self, x):
         x = x.contiguous()
         y = x.new_empty(*x.shape[:-1], self.outputs)
-        rows, here, there = c_int64(x.numel() // self.inputs), c_void_p(x.data_ptr()), c_void_p(y.data_ptr())
-        self.multiply(rows, *self.sizes, here, *self.held, there, *self.steps)
+        sizes = x.numel() // self.inputs, self.outputs, self.inputs
+        places = (tensor.data_ptr() for tensor in (x, self.weight, self.absmax, y))  # asked now: a copy of this has its own
+        steps = self.blocksize, self.inputs, self.outputs  # the last two from a row of x, and of y, to the next
+        kernel(self.kind)(*map(c_int64, sizes), *map(c_void_p, places), *map(c_int64, steps))
         return y
+
+
+@cache
+def kernel(kind):
+    """The function of bitsandbytes' library for "nf4" or "fp4"."""
+    return getattr(library(), KERNEL.format(kind))
 
 
 def fits(linear, x):

@@ -87,11 +87,11 @@ class LlamaConfig:
         scaling = values.get("rope_scaling") or values.get("rope_parameters") or {}
         if not isinstance(scaling, dict):
             raise InputError(f"{source}: rope_scaling: expected an object, found {scaling!r}")
-        theta, other = values.get("rope_theta"), scaling.get("rope_theta")
-        if None not in (theta, other) and theta != other:
-            raise InputError(f"{source}: rope_theta is {theta!r} in one place and {other!r} in another: keep one of them")
-        rope = {"rope_theta": values.get("rope_theta", 10000.0), **scaling}
-        rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
+        places = [one for one in (values, scaling, values.get("rope_parameters")) if isinstance(one, dict)]
+        theta, *others = [one["rope_theta"] for one in places if one.get("rope_theta") is not None] or [10000.0]
+        if others != [theta] * len(others):
+            raise InputError(f"{source}: rope_theta is {theta!r} in one place and not in another: keep one of them")
+        rope = {**scaling, "rope_theta": theta, "rope_type": scaling.get("rope_type") or scaling.get("type") or "default"}
         token_ids = {key: values[key] for key in TOKEN_IDS if values.get(key) is not None}
         for key, value in token_ids.items():  # of end tokens there may be several
             if not all(type(one) is int for one in (value if isinstance(value, list) else [value])):

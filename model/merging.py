@@ -45,16 +45,17 @@ def unmerge(model):
     switch.merged = None
 
 
-def merged_model(model, name):
+def merged_model(model, name, rounded=False):
     """Take all passes off, in place: plain Linear layers with adapter `name` inside them; returns the model.
 
-    The sum is taken in fp32 and kept as the word vectors are. Where these are in 16 bits, all is, but for a head that learned.
+    The sum is taken in fp32. rounded: it is kept in the format that its base has, one of 4 bits in that of the word vectors;
+    where all matrices are in the same 16 bits, norms and biases are too. A head that learned stays as it is.
     """
     unmerge(model)
     set_adapter(model, name)
     if name in getattr(model, "fusions", {}):
         raise ValueError(f"{name!r} is a fusion, whose mix depends on the text; it cannot be merged")
-    dtype = next(p.dtype for p in model.parameters() if p.dim() == 2 and p.is_floating_point())  # of the word vectors
+    words = next(p.dtype for p in model.parameters() if p.dim() == 2 and p.is_floating_point())
     for _, parent, attribute, module in list(linear_layers(model)):
         base = module.base if isinstance(module, LoraLinear) else module
         plain = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
@@ -62,15 +63,19 @@ def merged_model(model, name):
             plain.weight = nn.Parameter(dense_weight(base))
             if isinstance(module, LoraLinear) and name in module.updates:
                 plain.weight = nn.Parameter(module.updates[name].dense(plain))
-            plain.weight = nn.Parameter(plain.weight.to(dtype))
+            if rounded:
+                dtype = base.weight.dtype if isinstance(base, nn.Linear) else words
+                plain.weight = nn.Parameter(plain.weight.to(dtype))
             if base.bias is not None:
                 plain.bias = nn.Parameter(base.bias.detach().clone())
         setattr(parent, attribute, plain)
         give_pages_back()  # what sums in fp32 leave free would come to as much as a model in 16 bits
-    for part, parameter in model.named_parameters():
-        if parameter.dim() == 1 and not part.startswith(f"{HEAD}."):
-            parameter.data = parameter.data.to(dtype)
     if isinstance(getattr(model, HEAD, None), SwitchedHead):
         model.qa_outputs = model.qa_outputs.heads[name] if name is not None else model.qa_outputs.base
     model.switch, model.lora_configs, model.fusions = None, {}, {}
+    rest = [(part, p) for part, p in model.named_parameters() if not part.startswith(f"{HEAD}.") and p.is_floating_point()]
+    kinds = {p.dtype for _, p in rest if p.dim() == 2}
+    if rounded and len(kinds) == 1:
+        for _, parameter in rest:
+            parameter.data = parameter.data.to(*kinds)
     return model

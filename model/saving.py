@@ -29,7 +29,7 @@ def save_weights(model, folder):
     if set(slots(model)) != set(slots(plain)):
         raise ValueError("a model with adapters, virtual tokens or 8-bit layers cannot be saved whole; merge it first")
     folder = Path(folder)
-    tensors, values = {}, model.config.to_dict()
+    tensors, values, kinds = {}, model.config.to_dict(), set()
     if span:
         values["architectures"] = ["LlamaForQuestionAnswering"]
     if isinstance(model, BertForQuestionAnswering) and is_pruned(model):
@@ -41,10 +41,10 @@ def save_weights(model, folder):
             values["quantization_config"] = module.four_bit.to_dict()
         else:
             tensors[name] = getattr(module, attribute)
+            kinds.add(tensors[name].dtype)
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    (dtype, *others) = {tensor.dtype for tensor in tensors.values()}
-    if not others and dtype in (torch.bfloat16, torch.float16):
-        values["dtype"] = str(dtype).removeprefix("torch.")
+    if kinds != {torch.float32}:  # where they are mixed, who opens it all in one format should lose nothing
+        values["dtype"] = "float32" if len(kinds) > 1 else str(*kinds).removeprefix("torch.")
     write_shards(tensors, folder)
     write_json(folder / "config.json", values)
 

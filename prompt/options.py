@@ -81,7 +81,8 @@ ABOUT_A_TEXT = ("template", "no_answer_phrase", "shots", "null_threshold", "wind
 
 def given(options, *names):
     """Those of the named options that were said, as flags."""
-    return ["--" + name.replace("_", "-") for name in names if getattr(options, name) not in (None, False)]
+    said = [name for name in names if getattr(options, name) is not None and getattr(options, name) is not False]  # 0 is
+    return ["--" + name.replace("_", "-") for name in said]
 
 
 def refuse_about_a_text(options, asker):

@@ -11,6 +11,7 @@ from data.readers import read_dataset
 from data.tokenizer import load_tokenizer, pair_layout
 from model.weights import load_model
 from answering.reader import Reader
+from tests.tiny_model import make_folder
 
 
 def test_a_small_llama_reads_and_is_asked_in_its_format(tmp_path):
@@ -140,6 +141,10 @@ def test_a_qlora_step_beside_peft_learns_the_same(tmp_path, capfd):
     assert "--tokens 17: expected a number of at least 18" in capfd.readouterr().err
     assert decoder_memory.main([str(tmp_path / "no"), "--device", "cpu"]) == 2
     assert "no such model folder" in capfd.readouterr().err
+    assert decoder_memory.main([str(make_folder(tmp_path / "bert")), "--device", "cpu"]) == 2
+    assert "a BERT; here a LLaMA is measured" in capfd.readouterr().err
+    assert small_llama.main(["--encoder", "--copy-task", "20", "--out", str(tmp_path / "task")]) == 2
+    assert "--copy-task makes questions" in capfd.readouterr().err and not (tmp_path / "task").exists()
 
 
 def test_loading_in_4_bits_holds_little_more_than_the_4_bits(tmp_path, capfd, monkeypatch):

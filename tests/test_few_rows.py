@@ -1,6 +1,7 @@
 """4-bit products of a few rows: the fused kernel computes what reading the weight back does, and changes nothing."""
 
-from copy import copy
+import pickle
+from copy import copy, deepcopy
 
 import pytest
 import torch
@@ -90,6 +91,15 @@ def test_called_directly_the_kernel_says_what_bitsandbytes_says(name, shape):
     packed, state = functional._convert_weight_packed_for_cpu(linear.weight.data, copy(linear.weight.quant_state))
     wanted = functional.gemv_4bit(x.contiguous(), packed, state=state)
     assert torch.equal(FewRows(linear.weight.data, linear.weight.quant_state)(x), wanted)
+
+
+def test_a_layer_that_has_answered_can_be_copied():
+    linear, few = layer(), torch.randn(5, N).to(torch.bfloat16)
+    with torch.no_grad():
+        wanted = linear(few)
+        copies = [deepcopy(linear), pickle.loads(pickle.dumps(linear))]
+        del linear  # a copy asks numbers of its own
+        assert all(torch.equal(other(few), wanted) for other in copies)
 
 
 def test_nothing_is_asked_of_the_kernel_for_no_rows():

@@ -155,6 +155,9 @@ def test_configs_old_and_new(tmp_path):
     assert torch.equal(frequencies(old), frequencies(new)) and old.key_heads == 6 and old.head_size == 10
     both = {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2}, "rope_parameters": {"rope_type": "default"}}
     assert torch.equal(frequencies(LlamaConfig.from_dict(base | both)), frequencies(old))  # as transformers takes it
+    with pytest.raises(InputError, match="keep one of them"):
+        LlamaConfig.from_dict(base | both | {"rope_parameters": {"rope_theta": 1e4}}, "c.json")
+    assert LlamaConfig.from_dict(base | {"rope_theta": None}).rope["rope_theta"] == 10000.0
     import transformers
 
     theirs = transformers.LlamaConfig(**base, **both)

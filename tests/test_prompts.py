@@ -7,6 +7,7 @@ from common.errors import InputError
 from data.chat import FORMATS, encode_chat
 from data.examples import Answer, Example
 from data.prompts import IGNORED, SLOTS, PromptSet, PromptSettings
+from training.asking import refuse_near_slots
 from tests.tiny_decoder import SPECIALS, make_tokenizer
 from tests.tiny_run import examples
 
@@ -110,7 +111,7 @@ def test_text_forges_nothing_and_awkward_ones_are_taken(tokenizer):
 @pytest.mark.parametrize(
     "changes, sentence",
     [({"template": "no slots"}, "needs {context} exactly once"), ({"template": "{question} {context}"}, "before the"),
-     ({"no_answer": " "}, "cannot be empty"), ({"template": "{context} {question} {no_anwser}"}, "{no_anwser} is none of them"), ({"template": "a\0{context}{question}"}, "cannot hold a NUL"),
+     ({"no_answer": " "}, "cannot be empty"), ({"template": "a\0{context}{question}"}, "cannot hold a NUL"),
      ({"no_answer": "none in {context}"}, "phrase for no answer cannot hold {context}"), ({"length": 40}, "choose longer prompts")],
 )
 def test_settings_that_cannot_be(tokenizer, changes, sentence):
@@ -118,3 +119,18 @@ def test_settings_that_cannot_be(tokenizer, changes, sentence):
 
     with pytest.raises(InputError, match=sentence.replace("{", r"\{")):
         PromptSet([unanswerable("x")], tokenizer, FORMATS["llama3"], replace(SHORT, **changes))
+
+
+@pytest.mark.parametrize("template, near", [
+    ("{context} {question} {no_anwser}", "{no_answer}"), ("{context} { question } {question}", "{question}"),
+    ("{contex} {context} {question}", "{context}"), ("{Context} {context} {question}", "{context}"),
+])
+def test_a_mistyped_slot_is_told(template, near):
+    with pytest.raises(InputError, match="write " + near.replace("{", r"\{")):
+        refuse_near_slots(template)
+
+
+@pytest.mark.parametrize("template", [r"\boxed{answer} \frac{1}{2} {{x}} {context} {question}", '{"a": 1} {context}{question}{no_answer}'])
+def test_braces_of_a_template_s_own_are_let_be(template):
+    refuse_near_slots(template)
+    PromptSettings(template=template).check()

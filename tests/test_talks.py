@@ -168,6 +168,8 @@ def test_infer_answers_without_a_text(learned, capsys, monkeypatch, tmp_path, ti
     assert "not_in_text" not in metrics
     assert infer.main([*ask, "--question", "Who?", "--null-threshold", "1", "--template", "{context} {question}"]) == 2
     assert "--chat asks without a text, and does not go with --template, --null-threshold" in capsys.readouterr().err
+    assert infer.main([*ask, "--question", "Who?", "--null-threshold", "0"]) == 2  # 0 == False
+    assert "does not go with --null-threshold" in capsys.readouterr().err
     assert infer.main(["--model", str(tiny_folder), "--chat", "--question", "Who?"]) == 2
     assert "--chat is for a decoder" in capsys.readouterr().err
 
@@ -214,5 +216,7 @@ def test_the_linter_knows_them(tmp_path, capsys):
     assert data_command.main([str(path)]) == 1 and "asks the same after the same turns as [0]" in capsys.readouterr().out
     assert data_command.main([str(write(path, RECORDS))]) == 0
     assert "questions without a text 4, after other turns 2" in capsys.readouterr().out
+    assert data_command.main([str(path), str(write_squad(tmp_path / "texts.json", [1]))]) == 2
+    assert "give one kind at a time" in capsys.readouterr().err
     assert data_command.main([str(path), "--repair", str(tmp_path / "out.json")]) == 2
     assert "questions without texts hold no places that could be mended" in capsys.readouterr().err

@@ -350,6 +350,8 @@ def test_a_modelfile_asks_in_the_chat_format(name):
     asked = encode_chat(tokenizer, [("user", "When?")], FORMATS[name])
     wanted = tokenizer.decode(asked[len(FORMATS[name].begin) :], skip_special_tokens=False)
     assert turn.startswith(wanted) and turn.endswith(f"Now.{FORMATS[name].end}")
+    more = modelfile(FORMATS[name], PromptSettings(), ["<end>", FORMATS[name].end])
+    assert more.count("PARAMETER stop") == 2 and 'PARAMETER stop "<end>"' in more
     assert "num_ctx 77" in text and "num_predict 10" in text and "repeat_penalty 1.0" in text
 
 
@@ -400,7 +402,7 @@ def test_what_sees_into_berts_alone_says_so_before_it_works(decoder_place, tmp_p
 
 
 @pytest.mark.parametrize("tune", ["lora", "qlora"])
-def test_a_base_in_16_bits_stays_so(decoder_place, tmp_path, tune):
+def test_a_base_in_16_bits_stays_so(decoder_place, tmp_path, capsys, tune):
     """It used to come out in fp32, twice as large, by way of three times as much memory."""
     import transformers
 
@@ -410,11 +412,14 @@ def test_a_base_in_16_bits_stays_so(decoder_place, tmp_path, tune):
     half = {name: tensor.bfloat16() for name, tensor in load_file(llama / "model.safetensors").items()}
     save_file(half, base / "model.safetensors", metadata={"format": "pt"})
     assert run((data, base), tmp_path / "run", **LORA | {"tune": tune, "lora_alpha": 200, "lr": 0.02}) == 0
+    capsys.readouterr()
     for way in ("original", *(["dequantised"] if tune == "qlora" else [])):
         for dtype in ("stored", "fp32"):
             out = tmp_path / f"{way}-{dtype}"
             argv = ["--adapter", tmp_path / "run", "--out", out, "--way", way, "--dtype", dtype, "--precision", "fp32"]
             assert merge.main(list(map(str, argv))) == 0
+            said = f"merged onto the {way} weights{' in bfloat16, as the base' if dtype == 'stored' else ';'}"
+            assert said in capsys.readouterr().out
         wide, narrow = (load_file(tmp_path / f"{way}-{dtype}/model.safetensors") for dtype in ("fp32", "stored"))
         assert {tensor.dtype for tensor in narrow.values()} == {torch.bfloat16}
         assert {tensor.dtype for tensor in wide.values()} == {torch.float32}
@@ -429,3 +434,49 @@ def test_a_base_in_16_bits_stays_so(decoder_place, tmp_path, tune):
             wanted = theirs.float().eval()(input_ids=ids).logits
             found = Reader.load(tmp_path / f"{way}-stored", device="cpu", precision="fp32").model.eval()(ids)
         assert (found - wanted).abs().max() < 1e-4
+
+
+def half_of(folder, out, names):
+    """A copy of a model folder, in which the tensors that names(name) chooses are in bf16."""
+    shutil.copytree(folder, out)
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: tensor.bfloat16() if names(name) else tensor for name, tensor in tensors.items()}
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    return tensors
+
+
+@pytest.mark.parametrize("words", [True, False])
+def test_of_a_mixed_base_each_matrix_keeps_its_format(decoder_place, tmp_path, words):
+    """And transformers, which opens all in one format, is told the one in which nothing is lost."""
+    import transformers
+
+    data, llama = decoder_place
+    held = half_of(llama, tmp_path / "base", lambda name: ("embed" in name) is words)
+    assert run((data, tmp_path / "base"), tmp_path / "run", **LORA | {"lora_alpha": 200, "lr": 0.02}) == 0
+    argv = ["--adapter", tmp_path / "run", "--out", tmp_path / "out", "--precision", "fp32"]
+    assert merge.main(list(map(str, argv))) == 0
+    written = load_file(tmp_path / "out/model.safetensors")
+    assert {name: tensor.dtype for name, tensor in written.items() if tensor.dim() == 2} == {
+        name: tensor.dtype for name, tensor in held.items() if tensor.dim() == 2
+    }
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    ours = Reader.load(tmp_path / "out", device="cpu", precision="fp32").model.eval()
+    ids = torch.arange(17)[None] + 5
+    assert theirs.dtype == torch.float32 and (logits(theirs, ids) - logits(ours, ids)).abs().max() < 1e-4
+
+
+def test_what_is_scored_is_what_is_written(decoder_place, tmp_path, monkeypatch, capsys):
+    """The sums were scored in fp32 and written in 16 bits; over 4 bits the codes themselves differed."""
+    data, llama = decoder_place
+    half_of(llama, tmp_path / "base", lambda name: True)
+    adapter = LORA | {"tune": "qlora", "lora_alpha": 200, "lr": 0.02}
+    assert run((data, tmp_path / "base"), tmp_path / "run", **adapter) == 0
+    ids, scored = torch.arange(17)[None] + 5, {}
+    monkeypatch.setattr(merge, "score", lambda reader, examples, way: scored.update({way: logits(reader.model.eval(), ids)}) or {"f1": 0})
+    argv = ["--adapter", tmp_path / "run", "--dev", data / "dev.json", "--precision", "fp32"]
+    for way in merge.WAYS:
+        assert merge.main(list(map(str, [*argv, "--out", tmp_path / way, "--way", way]))) == 0
+        written = Reader.load(tmp_path / way, device="cpu", precision="fp32").model.eval()
+        assert (scored[way] - logits(written, ids)).abs().max() < 1e-5
+    assert merge.main(list(map(str, [*argv, "--dtype", "fp32"]))) == 2
+    assert "--dtype says how to write it" in capsys.readouterr().err

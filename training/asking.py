@@ -1,10 +1,12 @@
 """How a model is asked: from the options to the settings of a reader or of a decoder."""
 
+import re
 from dataclasses import replace
+from difflib import get_close_matches
 
 from common.errors import InputError
 from data.decode import DecodeSettings
-from data.prompts import PromptSettings
+from data.prompts import SLOTS, PromptSettings
 from data.readers import read_dataset
 from data.windows import WindowSettings
 from model.llama import LlamaConfig
@@ -67,9 +69,20 @@ def prompt_settings(known, options):
         "overlap": options.window_overlap, "max_answer": options.max_answer_tokens,
     }
     changes = {name: value for name, value in changes.items() if value is not None}
+    if options.template is not None:
+        refuse_near_slots(options.template)
     if options.shots is not None:
         changes["shots"] = read_shots(options.shots)
     return replace(known, **changes).check()
+
+
+def refuse_near_slots(template):
+    """InputError for a slot that was mistyped, as {no_anwser}; other braces are the template's own."""
+    slots = [slot.strip("{}") for slot in (*SLOTS, "{no_answer}")]
+    for found in re.findall(r"\{([^{}]*)\}", template):
+        near = get_close_matches(found.strip().lower(), slots, n=1, cutoff=0.85)  # {answer} is 0.8 from {no_answer}
+        if near and found not in slots:
+            raise InputError(f"--template: {{{found}}} is no slot; write {{{near[0]}}}")
 
 
 def read_shots(path):
