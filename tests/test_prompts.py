@@ -130,7 +130,9 @@ def test_a_mistyped_slot_is_told(template, near):
         refuse_near_slots(template)
 
 
-@pytest.mark.parametrize("template", [r"\boxed{answer} \frac{1}{2} {{x}} {context} {question}", '{"a": 1} {context}{question}{no_answer}'])
+@pytest.mark.parametrize("template", [
+    r"\boxed{answer} \frac{1}{2} {{x}} {context} {question}", '{"a": 1} {context}{question}{no_answer}',
+])
 def test_braces_of_a_template_s_own_are_let_be(template):
     refuse_near_slots(template)
     PromptSettings(template=template).check()

@@ -203,7 +203,8 @@ def test_what_is_for_questions_about_texts_is_refused(learned, tmp_path, capsys,
 
 
 def test_the_linter_knows_them(tmp_path, capsys):
-    path = write(tmp_path / "talk.json", [*RECORDS, {**RECORDS[0], "question": " Where is the mill?"}, {"question": "", "answer": "x"}])
+    again, empty = {**RECORDS[0], "question": " Where is the mill?"}, {"question": "", "answer": "x"}
+    path = write(tmp_path / "talk.json", [*RECORDS, again, empty])
     report = lint(path)
     (summary,) = report.summaries
     assert summary.counts == {
