@@ -7,7 +7,7 @@ is not changed by being used, and takes twice its memory once it has spoken.
 """
 
 from copy import copy
-from ctypes import c_int64, c_void_p
+from ctypes import CFUNCTYPE, c_int64, c_void_p
 from functools import cache
 
 import torch
@@ -55,14 +55,15 @@ class FewRows:
         sizes = x.numel() // self.inputs, self.outputs, self.inputs
         places = (tensor.data_ptr() for tensor in (x, self.weight, self.absmax, y))  # asked now: a copy of this has its own
         steps = self.blocksize, self.inputs, self.outputs  # the last two from a row of x, and of y, to the next
-        kernel(self.kind)(*map(c_int64, sizes), *map(c_void_p, places), *map(c_int64, steps))
+        kernel(self.kind)(*sizes, *places, *steps)
         return y
 
 
 @cache
 def kernel(kind):
-    """The function of bitsandbytes' library for "nf4" or "fp4"."""
-    return getattr(library(), KERNEL.format(kind))
+    """The function of bitsandbytes' library for "nf4" or "fp4", taking plain integers; theirs is not changed."""
+    takes = CFUNCTYPE(None, *[c_int64] * 3, *[c_void_p] * 4, *[c_int64] * 3)
+    return takes((KERNEL.format(kind), library()))
 
 
 def fits(linear, x):
